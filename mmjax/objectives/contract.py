@@ -1,0 +1,158 @@
+"""The Objective contract: what a training recipe must say, and nothing of how it is run.
+
+An objective is a frozen dataclass of Linen modules and numbers with pure methods. The train step
+(`mmjax/training/gradients.py`) calls them in this order:
+
+    forward   row by row             features of each row; may be cut into micro-batches
+    terms     row by row             loss terms that read one row at a time
+    couple    whole batch            loss terms that read several rows at once (contrastive, balance)
+    mine      whole batch, no grad   which rows belong together (hard negatives)
+    fuse      row by row             loss terms on the pairs that `mine` chose
+    update    once a step            non-gradient state from whole-batch statistics
+
+    loss = sum over names of weight_name(step) * sum_name / weight_name
+
+with `sum` and `weight` of a term added over micro-batches and devices *before* the division.
+Because what is expensive (`forward`, `fuse`) is separable over rows, and what couples rows reads only
+the features named in `couples`, one step equals its micro-batches exactly: the coupled features are
+computed first without gradients, then the gradient of the coupling terms with respect to them is
+pulled back through each micro-batch (Gao et al. 2021, arXiv:2101.06983).
+"""
+
+import abc
+import dataclasses
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+Batch = Mapping[str, Any]
+Features = Mapping[str, jax.Array]
+Tree = Any
+
+
+@flax.struct.dataclass
+class Term:
+  """A weighted sum, not yet divided: float32 [] each. Its mean over the batch is sum / weight."""
+
+  sum: jax.Array
+  weight: jax.Array
+
+  def __add__(self, other: "Term") -> "Term":
+    return Term(self.sum + other.sum, self.weight + other.weight)
+
+  @property
+  def mean(self) -> jax.Array:
+    """sum / weight, and 0 where nothing was weighed (a batch of padding)."""
+    return jnp.where(self.weight > 0, self.sum / jnp.where(self.weight > 0, self.weight, 1), 0)
+
+
+def weigh(values: jax.Array, weight: jax.Array | None = None) -> Term:
+  """Term of per-row (or per-token) `values` under `weight` of the same shape (bool or float).
+
+  Entries of weight zero are left out even where they are not finite. The weight carries no gradient.
+  """
+  values = values.astype(jnp.float32)
+  weight = jnp.ones_like(values) if weight is None else weight.astype(jnp.float32)
+  weight = jax.lax.stop_gradient(jnp.broadcast_to(weight, values.shape))
+  return Term(jnp.sum(jnp.where(weight > 0, values, 0) * weight), jnp.sum(weight))
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """What a method of an objective may know beside parameters and batch.
+
+  Attributes:
+    step: int32 [], the number of updates made so far.
+    state: the objective's own state (centres, codebooks, running statistics).
+    teachers: {name: parameters} of the EMA teachers the objective declares.
+    seed: the run's seed.
+    train: whether dropout, masking and drop-path apply.
+    want: names of features that the caller needs beside those the loss needs.
+  """
+
+  step: jax.Array
+  state: Tree
+  teachers: Mapping[str, Tree]
+  seed: int = 0
+  train: bool = True
+  want: tuple[str, ...] = ()
+
+  def keys(self, name: str, batch: Batch) -> jax.Array:
+    """One PRNG key a row of `batch` (or of one of its streams), [B].
+
+    From (seed, name, the row's place in the run's order) and nothing else, so a row draws the same
+    mask whatever its micro-batch, device or process.
+    """
+    key = jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(name.encode()))
+    per_row = lambda row: jax.random.fold_in(jax.random.fold_in(key, row[0]), row[1])
+    return jax.vmap(per_row)(batch["row"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective(abc.ABC):
+  """Base of all objectives: `init`, `forward` and one of `terms` and `couple` are enough.
+
+  Class attributes:
+    couples: names of the features that `couple`, `mine` and `fuse` read. Each is row-wise `[B, ...]`
+      or a scalar `[]`.
+    forward_couples: why `forward` is not row by row ("batch norm", "expert capacity"); "" if it is.
+      Such an objective is refused under accumulation unless `ghost_batch` is set, which declares
+      that its statistics are those of a micro-batch.
+  """
+
+  couples: ClassVar[tuple[str, ...]] = ()
+  forward_couples: ClassVar[str] = ""
+  ghost_batch: ClassVar[bool] = False
+
+  @abc.abstractmethod
+  def init(self, rng: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
+    """(params, state); parameters may be boxed with logical axis names."""
+
+  @abc.abstractmethod
+  def forward(self, ctx: Context, params: Tree, batch: Batch) -> tuple[dict, dict]:
+    """(features, stats): features row by row; stats are *sums* over rows, added over micro-batches."""
+
+  def terms(self, ctx: Context, params: Tree, features: Features, batch: Batch) -> tuple[dict, dict]:
+    """({name: Term}, {name: Term}): loss terms and metrics that read one row at a time."""
+    return {}, {}
+
+  def couple(self, ctx: Context, params: Tree, features: Features, batch: Batch) -> tuple[dict, dict]:
+    """Like `terms`, over the whole batch; sees the features named in `couples` only."""
+    return {}, {}
+
+  def mine(self, ctx: Context, features: Features, batch: Batch) -> Tree | None:
+    """Places in the batch that belong to each row, int32 [B, ...] leaves; None: there is no `fuse`."""
+    return None
+
+  def fuse(self, ctx: Context, params: Tree, features: Features, indices: Tree,
+           batch: Batch) -> tuple[dict, dict, dict]:
+    """(terms, metrics, stats) of mined pairs: `features` are the whole batch's, `indices` and `batch`
+    a micro-batch's."""
+    return {}, {}, {}
+
+  def update(self, ctx: Context, stats: dict) -> Tree:
+    """The next `state`, from statistics summed over the whole batch."""
+    return ctx.state
+
+  def weights(self, step: jax.Array) -> dict[str, float | jax.Array]:
+    """Weight of each loss term at `step`; a name that is missing weighs 1."""
+    return {}
+
+  def teachers(self, params: Tree) -> dict[str, Tree]:
+    """{name: the subtree of `params` that this EMA teacher follows}."""
+    return {}
+
+  def teacher_decay(self, step: jax.Array) -> dict[str, float | jax.Array]:
+    """{name: decay}: teacher = decay * teacher + (1 - decay) * params, after each update."""
+    return {}
+
+  def trivial(self, batch_size: int) -> dict[str, float]:
+    """{term: its value for a model that has learned nothing}; the run warns when a loss stays there."""
+    return {}
+
+
+Schedule = Callable[[jax.Array], jax.Array]
