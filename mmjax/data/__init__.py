@@ -1,0 +1,1 @@
+"""Records in, batches of global arrays out: sources, order, transforms, mixtures and the loader."""
