@@ -1,0 +1,185 @@
+"""Parameter groups: which parameters train, and how fast each learns and decays.
+
+A config lists rules in order; the first whose regex matches the whole path of a parameter
+("image/blocks/mlp/up/kernel") applies to it:
+
+    groups = (
+      {"match": "text/.*", "freeze": True},
+      {"match": ".*/(bias|scale)", "decay": 0.0},
+      {"match": "image/blocks/.*", "layer_decay": 0.75},
+      {"match": ".*"},
+    )
+
+Every parameter must be matched, and every rule must apply to something, so that a misspelt path is
+an error and not a silently different run.
+"""
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flax.core import meta
+import jax
+import numpy as np
+
+Tree = Any
+EVERYTHING = ".*"
+
+# Weight decay on matrices only: not on biases, norms, embeddings and learned scalars.
+DEFAULT = ({"match": "(.*/)?kernel"}, {"match": EVERYTHING, "decay": 0.0})
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """What applies to the parameters whose path matches.
+
+  Attributes:
+    match: regex of the whole path.
+    freeze: neither updated nor given optimizer state.
+    lr: multiplier of the learning rate.
+    decay: multiplier of the weight decay.
+    layer_decay: for parameters stacked over layers `[depth, ...]`: layer i of 0 ... depth - 1 learns
+      at lr * layer_decay^(depth - i), so what follows the stack stands at exponent 0 and an embedding
+      before it is given lr = layer_decay^(depth + 1) (BEiT, arXiv:2106.08254, appendix).
+  """
+
+  match: str
+  freeze: bool = False
+  lr: float = 1.0
+  decay: float = 1.0
+  layer_decay: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One parameter and the rule that applies to it."""
+
+  path: str
+  shape: tuple[int, ...]
+  rule: Rule
+
+  @property
+  def size(self) -> int:
+    return math.prod(self.shape)
+
+  @property
+  def lr(self) -> float | np.ndarray:
+    """Learning-rate multiplier: a number, or float32 [depth, 1, ...] under layer-wise decay."""
+    if self.rule.layer_decay == 1:
+      return self.rule.lr
+    depth = self.shape[0]
+    each = self.rule.lr * self.rule.layer_decay ** np.arange(depth, 0, -1, dtype=np.float64)
+    return each.astype(np.float32).reshape(depth, *[1] * (len(self.shape) - 1))
+
+
+def resolve(params: Tree, rules: Sequence[Mapping[str, Any] | Rule] = ()) -> tuple[Row, ...]:
+  """The rule of each parameter, in the order of `jax.tree.leaves(params)`.
+
+  Args:
+    params: arrays or anything with a shape, boxed with logical axis names or not.
+    rules: mappings with the fields of `Rule`; none means `DEFAULT`.
+
+  Raises:
+    ValueError: an unknown field, a number out of range, a pattern that is no regex, a parameter that
+      no rule matches, a rule that applies to nothing, layer-wise decay of something not stacked.
+  """
+  parsed = [_parse(i, rule) for i, rule in enumerate(rules or DEFAULT)]
+  leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_box)
+  shapes = {jax.tree_util.keystr(path, simple=True, separator="/"):
+            tuple(leaf.value.shape if is_box(leaf) else leaf.shape) for path, leaf in leaves}
+  chosen = {path: next((rule for rule in parsed if re.fullmatch(rule.match, path)), None)
+            for path in shapes}
+  unmatched = [path for path, rule in chosen.items() if rule is None]
+  if unmatched:
+    raise ValueError("optim.groups: no rule matches these parameters: " + _some(unmatched) +
+                     '; add a rule for them, or a last rule {"match": ".*"}')
+  if rules:
+    _check_used(parsed, chosen)
+  _check_stacks(chosen, shapes)
+  return tuple(Row(path, shapes[path], rule) for path, rule in chosen.items())
+
+
+def format_table(table: Sequence[Row]) -> str:
+  """The table that a run prints at its start: a line a parameter, then the totals."""
+  head = ("parameter", "shape", "count", "lr x", "decay x", "rule")
+  lines = [head] + [(row.path, "x".join(map(str, row.shape)) or "scalar", f"{row.size:,}",
+                     *_multipliers(row), row.rule.match) for row in table]
+  widths = [max(map(len, column)) for column in zip(*lines)]
+  text = ["  ".join(cell.rjust(width) if i in (2, 3, 4) else cell.ljust(width)
+                    for i, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in lines]
+  frozen = sum(row.size for row in table if row.rule.freeze)
+  total = sum(row.size for row in table)
+  return "\n".join(text + [f"{total:,} parameters: {total - frozen:,} trained, {frozen:,} frozen"])
+
+
+def is_box(leaf: Any) -> bool:
+  """Whether a leaf is a parameter boxed with its logical axis names."""
+  return isinstance(leaf, meta.AxisMetadata)
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+  """The end of an error message: which of the `known` names was probably meant."""
+  close = difflib.get_close_matches(name, known, n=1, cutoff=0)
+  return f"; nearest is {close[0]!r}" if close else ""
+
+
+def _multipliers(row: Row) -> tuple[str, str]:
+  if row.rule.freeze:
+    return "frozen", "-"
+  lr = np.ravel(row.lr)
+  return f"{lr[0]:.3g}" if lr.size == 1 else f"{lr[0]:.3g}..{lr[-1]:.3g}", f"{row.rule.decay:.3g}"
+
+
+def _parse(index: int, rule: Mapping[str, Any] | Rule) -> Rule:
+  where = f"optim.groups[{index}]"
+  fields = dict(dataclasses.asdict(rule) if isinstance(rule, Rule) else rule)
+  known = [field.name for field in dataclasses.fields(Rule)]
+  for name in fields:
+    if name not in known:
+      raise ValueError(f"{where}: unknown key {name!r}{nearest(name, known)}")
+  if not isinstance(fields.get("match"), str):
+    raise ValueError(f"{where}: needs 'match', a regex of parameter paths")
+  rule = Rule(**fields)
+  try:
+    re.compile(rule.match)
+  except re.error as error:
+    raise ValueError(f"{where}: match={rule.match!r} is no regular expression: {error}") from None
+  if rule.lr <= 0 or rule.decay < 0 or not 0 < rule.layer_decay <= 1:
+    raise ValueError(f"{where}: lr={rule.lr} must be positive (to train nothing: freeze=True), decay="
+                     f"{rule.decay} not negative, layer_decay={rule.layer_decay} in (0, 1]")
+  return rule
+
+
+def _check_used(rules: Sequence[Rule], chosen: Mapping[str, Rule]):
+  for index, rule in enumerate(rules):
+    if rule.match == EVERYTHING or any(used is rule for used in chosen.values()):
+      continue      # a catch-all with nothing left to catch is no mistake
+    where = f"optim.groups[{index}]: match={rule.match!r}"
+    taken = [path for path in chosen if re.fullmatch(rule.match, path)]
+    if taken:
+      raise ValueError(f"{where} comes too late: earlier rules take all it matches, such as "
+                       f"{taken[0]!r} ({chosen[taken[0]].match!r}); move it up")
+    raise ValueError(f"{where} matches no parameter{nearest(rule.match, list(chosen))}")
+
+
+def _check_stacks(chosen: Mapping[str, Rule], shapes: Mapping[str, tuple[int, ...]]):
+  """All that one rule decays by layer must have the same number of layers."""
+  depth = {}
+  for path, rule in chosen.items():
+    if rule.layer_decay == 1:
+      continue
+    found = shapes[path][0] if shapes[path] else 0
+    first, expected = depth.setdefault(id(rule), (path, found))
+    if not found or found != expected:
+      raise ValueError(
+          f"optim.groups: match={rule.match!r} has layer_decay, which is for parameters stacked over "
+          f"layers [depth, ...], but {path!r} is {list(shapes[path])} and {first!r} is "
+          f"{list(shapes[first])}; give each stack a rule of its own")
+
+
+def _some(paths: Sequence[str], limit: int = 10) -> str:
+  more = f" and {len(paths) - limit} more" if len(paths) > limit else ""
+  return ", ".join(paths[:limit]) + more
