@@ -1,0 +1,216 @@
+"""The transformer trunk: a pre-norm block, and a stack of them with one parameter tree."""
+
+import re
+
+from flax import linen as nn
+import jax
+from jax.ad_checkpoint import checkpoint_name
+import jax.numpy as jnp
+
+from mmjax.nn.attention import BACKENDS, MultiHeadAttention
+from mmjax.nn.linear import KERNEL_INITS, logical
+from mmjax.nn.mlp import ACTIVATIONS, Mlp
+from mmjax.nn.names import check_choice, check_heads
+from mmjax.nn.norm import layer_norm
+
+# What the backward pass finds stored of each block; the rest it computes again.
+REMAT_POLICIES = {
+    "none": jax.checkpoint_policies.everything_saveable,  # no rematerialisation at all
+    "full": jax.checkpoint_policies.nothing_saveable,     # only each block's input
+    "dots": jax.checkpoint_policies.dots_saveable,        # results of matrix multiplications
+    # As "dots", but not attention's logits and weighted values: memory linear in length.
+    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    # The results of attention and MLP: the cheapest to keep that spares the backward pass both.
+    "branches": jax.checkpoint_policies.save_only_these_names("attention", "mlp"),
+}
+
+
+def layer_numbers(want, depth):
+  """The blocks named in `want`: ("layer/3", ...) -> (3, ...); other names are left out.
+
+  Raises:
+    ValueError: there is no such block.
+  """
+  numbers = tuple(int(m[1]) for m in (re.fullmatch(r"layer/(\d+)", name) for name in want) if m)
+  for number in numbers:
+    if number >= depth:
+      raise ValueError(f"want 'layer/{number}': the last of {depth} blocks is layer/{depth - 1}.")
+  return numbers
+
+
+def drop_path(x, rate, keys):
+  """Drops a residual branch for whole rows (Huang et al. 2016, arXiv:1603.09382, eq. 2).
+
+  Args:
+    x: the branch, [B, L, D].
+    rate: float or float32 [], the probability of dropping it; rows that keep it are scaled up.
+    keys: one PRNG key a row, [B].
+  """
+  kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate))(keys)[:, None, None]
+  return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
+
+
+def dropout(x, rate, keys):
+  """Zeroes each element of [B, L, D] with probability `rate`; one PRNG key a row, [B]."""
+  kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+  return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
+
+
+class Block(nn.Module):
+  """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)).
+
+  Attributes: as in `Transformer`.
+  """
+  heads: int
+  mlp_dim: int
+  activation: str
+  causal: bool
+  qk_norm: bool
+  layer_scale: float | None
+  drop_path: float
+  dropout: float
+  norm_eps: float
+  attention: str
+  kernel_init: str
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x, drop_rate, padding, rotary, keys):
+    """One layer.
+
+    Args:
+      x: [B, L, D].
+      drop_rate: float32 [], this block's drop-path rate.
+      padding: bool [B, L] or None, True where a token may be seen.
+      rotary: angles [L, d / 2] or [B, L, d / 2], or None.
+      keys: PRNG keys of this layer, one a row [B], or None when nothing is random.
+
+    Returns:
+      [B, L, D].
+    """
+    init = dict(kernel_init=self.kernel_init, dtype=self.dtype)
+    y = layer_norm(self.norm_eps, "attention_norm")(x)
+    y = MultiHeadAttention(
+        self.heads, self.causal, self.qk_norm, self.norm_eps, self.attention,
+        name="attention", **init)(y, padding=padding, rotary=rotary)
+    x = x + self._branch(y, "attention", drop_rate, keys)
+    y = layer_norm(self.norm_eps, "mlp_norm")(x)
+    y = Mlp(self.mlp_dim, self.activation, name="mlp", **init)(y)
+    x = x + self._branch(y, "mlp", drop_rate, keys)
+    return nn.with_logical_constraint(x, ("batch", "length", "embed"))
+
+  def _branch(self, y, name, drop_rate, keys):
+    """Layer scale (Touvron et al. 2021, arXiv:2103.17239, eq. 1), dropout and drop-path."""
+    y = checkpoint_name(y, name)
+    if self.layer_scale is not None:
+      init = logical(nn.initializers.constant(self.layer_scale), "embed")
+      y = y * self.param(f"{name}_scale", init, (y.shape[-1],), jnp.float32).astype(y.dtype)
+    if keys is None:
+      return y
+    fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+    place = 0 if name == "attention" else 2
+    if self.dropout:
+      y = dropout(y, self.dropout, fold(keys, place))
+    if self.drop_path:
+      y = drop_path(y, drop_rate, fold(keys, place + 1))
+    return y
+
+
+class Transformer(nn.Module):
+  """`depth` blocks whose parameters are stacked on a leading axis: `layers/...` [depth, ...].
+
+  Attributes:
+    depth, heads: number of blocks, and of attention heads in each.
+    mlp_dim, activation: hidden width and name of the MLP's non-linearity, see `Mlp`.
+    causal: a token sees itself and what stands before it.
+    qk_norm: see `MultiHeadAttention`.
+    layer_scale: initial value of a learned scale on each branch; None for no scale.
+    drop_path: rate of the last block; it grows linearly from 0 at the first.
+    dropout: rate on each branch's result.
+    norm_eps: of all layer norms.
+    scan: True compiles one block and loops over it; False unrolls the same loop, which takes
+      longer to compile and may run faster. Parameters and results are the same.
+    remat: a name of `REMAT_POLICIES`.
+    attention: backend, see `attention.attention`.
+    kernel_init: a name of `KERNEL_INITS`.
+    dtype: of the computation.
+  """
+  depth: int
+  heads: int
+  mlp_dim: int
+  activation: str = "gelu_tanh"
+  causal: bool = False
+  qk_norm: bool = False
+  layer_scale: float | None = None
+  drop_path: float = 0.0
+  dropout: float = 0.0
+  norm_eps: float = 1e-6
+  scan: bool = True
+  remat: str = "none"
+  attention: str = "xla"
+  kernel_init: str = "xavier_uniform"
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x, *, padding=None, rotary=None, keys=None, train=False, want=()):
+    """Applies all blocks.
+
+    Args:
+      x: [B, L, D].
+      padding: bool [B, L], True where a token may be seen; None for all.
+      rotary: angles for `rotate`, [L, d / 2] or [B, L, d / 2].
+      keys: one PRNG key a row, [B]; needed for drop-path and dropout in training.
+      train: False turns drop-path and dropout off.
+      want: names "layer/i" of blocks whose result is wanted too.
+
+    Returns:
+      The last block's result [B, L, D], and {"layer/i": block i's result [B, L, D]}.
+
+    Raises:
+      ValueError: `want` names a block that is not there, or `keys` are missing.
+    """
+    random = train and (self.drop_path > 0 or self.dropout > 0)
+    if random and keys is None:
+      raise ValueError("drop_path and dropout in training need `keys`, one PRNG key a row.")
+    numbers = layer_numbers(want, self.depth)
+    rates = jnp.linspace(0.0, self.drop_path, self.depth, dtype=jnp.float32)
+
+    def body(block, carry, layer):
+      x, taps = carry
+      number, rate = layer
+      fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+      x = block(x, rate, padding, rotary, fold(keys, number) if random else None)
+      # Carried rather than stacked: it costs only what is wanted, not `depth` copies.
+      taps = [jnp.where(number == wanted, x, tap) for wanted, tap in zip(numbers, taps)]
+      return (x, taps), None
+
+    scan = nn.scan(
+        body, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth,
+        unroll=1 if self.scan else self.depth, metadata_params={nn.PARTITION_NAME: "layers"})
+    layers = jnp.arange(self.depth, dtype=jnp.int32), rates
+    (x, taps), _ = scan(self._block(), (x, [jnp.zeros_like(x) for _ in numbers]), layers)
+    return x, {f"layer/{number}": tap for number, tap in zip(numbers, taps)}
+
+  def _block(self):
+    block = Block
+    if self.remat != "none":
+      # Inside a loop nothing can be merged with the forward pass, so no barrier is needed.
+      block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan)
+    return block(self.heads, self.mlp_dim, self.activation, self.causal, self.qk_norm,
+                 self.layer_scale, self.drop_path, self.dropout, self.norm_eps, self.attention,
+                 self.kernel_init, self.dtype, name="layers")
+
+
+def check_trunk(what, module):
+  """Raises ValueError for bad values in the fields that `ViT` and `TextTransformer` share."""
+  check_heads(what, module.width, module.heads)
+  check_choice(f"{what}.activation", module.activation, ACTIVATIONS)
+  check_choice(f"{what}.kernel_init", module.kernel_init, KERNEL_INITS)
+  check_choice(f"{what}.remat", module.remat, REMAT_POLICIES)
+  check_choice(f"{what}.attention", module.attention, BACKENDS)
+  check_choice(f"{what}.dtype", module.dtype, ("float32", "bfloat16"))
+  for rate in ("drop_path", "dropout"):
+    if not 0 <= getattr(module, rate) < 1:
+      raise ValueError(f"{what}.{rate} = {getattr(module, rate)} is not in [0, 1).")
+  if module.depth < 1:
+    raise ValueError(f"{what}.depth = {module.depth} is less than 1.")
