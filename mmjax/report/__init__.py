@@ -1,0 +1,1 @@
+"""What a run tells: metrics files, TensorBoard events and the console."""
