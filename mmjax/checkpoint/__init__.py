@@ -1,0 +1,1 @@
+"""Save, restore and digest the training state (Orbax underneath)."""
