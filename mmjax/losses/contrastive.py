@@ -1,7 +1,7 @@
 """Contrastive losses of paired embeddings: the formulas, on whole arrays.
 
-These hold the matrix of all pairs, [B, B]. `mmjax.parallel.contrastive` computes the same values and
-gradients for sharded and for large batches and never holds it.
+These hold the matrix of all pairs, [B, B]. `mmjax.parallel.contrastive` computes the same values
+and gradients for sharded and for large batches and never holds it.
 
 A row that is not `valid` is neither a positive nor a negative of any other; its own loss is 0.
 """

@@ -78,8 +78,9 @@ def _batch_axes(image):
 
 # Softmax. With s_ij = scale * image_i . text_j, the loss of row i is
 #   (log sum_j exp s_ij + log sum_j exp s_ji) / 2 - s_ii,
-# and the derivative of sum_i g_i loss_i with respect to s_ij, for p_ij = exp(s_ij - lse_i) along the
-# row and q_ij = exp(s_ij - lse_j) along the column, is (g_i p_ij + g_j q_ij) / 2 - [i = j] g_i.
+# and the derivative of sum_i g_i loss_i with respect to s_ij is
+#   (g_i p_ij + g_j q_ij) / 2 - [i = j] g_i,
+# where p_ij = exp(s_ij - lse_i) along the row and q_ij = exp(s_ij - lse_j) along the column.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -139,8 +140,9 @@ def _softmax_backward(axes, block, saved, grad):
 _softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
-# Sigmoid. With l_ij = scale * image_i . text_j + bias and z_ij = 1 if i = j else -1, the loss of row
-# i is sum_j softplus(-z_ij l_ij), and its derivative with respect to l_ij -z_ij sigmoid(-z_ij l_ij).
+# Sigmoid. With l_ij = scale * image_i . text_j + bias and z_ij = 1 if i = j else -1, the loss of
+# row i is sum_j softplus(-z_ij l_ij); its derivative with respect to l_ij is
+#   -z_ij sigmoid(-z_ij l_ij).
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -28,8 +28,8 @@ def test_sigmoid_cross_entropy_sums_binary_cross_entropies():
   logits = np.log(probability / (1 - probability))
   target = np.array([[1.0, 0.0, 0.25]])
   expected = -np.sum(target * np.log(probability) + (1 - target) * np.log(1 - probability), axis=-1)
-  np.testing.assert_allclose(
-      classification.sigmoid_cross_entropy(jnp.array(logits), jnp.array(target)), expected, rtol=1e-6)
+  values = classification.sigmoid_cross_entropy(jnp.array(logits), jnp.array(target))
+  np.testing.assert_allclose(values, expected, rtol=1e-6)
 
 
 def test_sigmoid_cross_entropy_of_huge_logits_is_finite():

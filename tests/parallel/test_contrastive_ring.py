@@ -14,7 +14,9 @@ MESHES = [(8, 1), (2, 4), (1, 8)]
 
 
 def _softmax(module, **options):
-  return lambda image, text, scale, bias, valid: module.softmax(image, text, scale, valid, **options)
+  def loss(image, text, scale, bias, valid):
+    return module.softmax(image, text, scale, valid, **options)
+  return loss
 
 
 def _sigmoid(module, **options):
