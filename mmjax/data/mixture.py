@@ -1,8 +1,9 @@
 """Weighted mixtures of streams in which every prefix holds the right share of each component.
 
-The components take turns by a fixed periodic schedule: component j's k-th turn falls in the window in which an
-ideal, fluid sharing would serve it (proportional fairness, Baruah et al. 1996, "Proportionate Progress"; earliest
-deadline first meets every window on one processor). The schedule is a table, so any row is found in one look-up.
+The components take turns by a fixed periodic schedule: component j's k-th turn falls in the window
+in which an ideal, fluid sharing would serve it (proportional fairness, Baruah et al. 1996,
+"Proportionate Progress"; earliest deadline first meets every window on one processor). The schedule
+is a table, so any row is found in one look-up.
 """
 
 import dataclasses
@@ -13,7 +14,8 @@ import math
 
 import numpy as np
 
-# Six decimals of a weight are exact. A longer period costs memory and start-up time (1 s at this length).
+# Six decimals of a weight are exact. A longer period costs memory and start-up time (1 s at this
+# length).
 MAX_PERIOD = 1_000_000
 
 
@@ -21,7 +23,8 @@ def exact_weights(weights):
   """Weights as integers whose sum is the schedule's period.
 
   Args:
-    weights: positive numbers, in any unit; a float stands for its shortest decimal, so 0.1 is one tenth.
+    weights: positive numbers, in any unit; a float stands for its shortest decimal, so 0.1 is one
+      tenth.
 
   Returns:
     tuple of int, in lowest terms. If the period would exceed MAX_PERIOD the shares are rounded to
@@ -86,7 +89,8 @@ class Mixture:
   """Rows of several streams, each with its share of the rows and its own epochs.
 
   Attributes:
-    streams: tuple of Stream, all of one record spec. Give them different seeds, or their draws coincide.
+    streams: tuple of Stream, all of one record spec. Give them different seeds, or their draws
+      coincide.
     weights: share of each, in any unit.
     max_bad_fraction, max_bad: the limit on bad records, as in Stream.
   """

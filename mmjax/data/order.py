@@ -1,9 +1,10 @@
-"""The order of records: which record is read at which global row, computed without reading the rows before it.
+"""The order of records: which record is read at which global row, without walking to it.
 
-Rows count the records of a run from 0, across epochs: row r lies in epoch r // length. Each epoch is a
-permutation of the records, made by a Feistel network over a mixed-radix domain with cycle walking
-(Black & Rogaway 2002, "Ciphers with Arbitrary Finite Domains", sections 3 and 4). It is written here and not
-taken from a library so that no upgrade can change the order of a running experiment.
+Rows count the records of a run from 0, across epochs: row r lies in epoch r // length. Each epoch
+is a permutation of the records, made by a Feistel network over a mixed-radix domain with cycle
+walking (Black & Rogaway 2002, "Ciphers with Arbitrary Finite Domains", sections 3 and 4). It is
+written here and not taken from a library so that no upgrade can change the order of a running
+experiment.
 """
 
 import math
@@ -13,7 +14,7 @@ _ROUNDS = 6  # 4 suffice for a pseudorandom permutation with ideal rounds (Luby 
 
 
 def mix(*words):
-  """Hashes integers to one 64-bit word: the splitmix64 finaliser (Steele et al. 2014, fig. 16), chained."""
+  """Hashes integers to one 64-bit word: splitmix64 (Steele et al. 2014, fig. 16), chained."""
   x = 0
   for word in words:
     x = (x + word + 0x9E3779B97F4A7C15) & _WORD
@@ -24,9 +25,10 @@ def mix(*words):
 
 
 def permute(index, length, key):
-  """The image of `index` under a pseudorandom permutation of range(length); `key` is any integer."""
-  rows = math.isqrt(length - 1) + 1     # the domain is rows x columns >= length, just above it, so that
-  columns = -(-length // rows)          # cycle walking is short
+  """The image of `index` under the pseudorandom permutation of range(length) chosen by `key`."""
+  # The domain, rows x columns, is barely larger than `length`, so that cycle walking is short.
+  rows = math.isqrt(length - 1) + 1
+  columns = -(-length // rows)
   while True:
     left, right = divmod(index, columns)
     for number in range(0, _ROUNDS, 2):

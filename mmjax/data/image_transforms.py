@@ -1,0 +1,314 @@
+"""Image transforms: decode, resize, crop, flip, pad, normalise. Images are uint8 [H, W, C] until
+Normalise.
+
+A transform is a frozen dataclass, called as transform(record, rng) -> record; `rng` is a numpy
+Generator of this transform and this row alone. Sizes are one int (a square) or (height, width).
+"""
+
+import dataclasses
+import io
+import math
+
+from PIL import Image, ImageOps
+import numpy as np
+import simplejpeg
+
+from mmjax.data import records
+
+# Pillow widens the filter's support by the reduction factor, i.e. every one of these but "nearest"
+# antialiases.
+FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "area": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+# Mean and standard deviation of pixels in [0, 1]: published with OpenAI's CLIP, and with ImageNet
+# classifiers.
+PRESETS = {
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+
+
+def resize(image, size, filter_name):
+  """Antialiased resize of an array [H, W, C] of any numeric dtype to (height, width)."""
+  height, width = size
+  if image.shape[:2] == (height, width):
+    return image
+  method = FILTERS[filter_name]
+  if image.dtype == np.uint8 and image.shape[2] in (1, 3):
+    opened = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    return np.asarray(opened.resize((width, height), method)).reshape(height, width, -1)
+  channels = [np.asarray(Image.fromarray(np.ascontiguousarray(image[..., c], np.float32))
+                         .resize((width, height), method)) for c in range(image.shape[2])]
+  resized = np.stack(channels, axis=-1)
+  if image.dtype.kind in "iu":
+    limits = np.iinfo(image.dtype)
+    resized = np.clip(np.rint(resized), limits.min, limits.max)
+  return resized.astype(image.dtype)
+
+
+def _height_width(size):
+  return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _require_size(transform):
+  size = transform.size
+  pair = (size, size) if isinstance(size, int) else size
+  good = (isinstance(pair, (tuple, list)) and len(pair) == 2
+          and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in pair))
+  records.require(transform, "size", good, "expected a positive int or (height, width)")
+
+
+def _require_filter(transform):
+  records.require(transform, "filter", transform.filter in FILTERS,
+                  f"expected one of {', '.join(FILTERS)}")
+
+
+def _require_range(transform, field):
+  value = getattr(transform, field)
+  records.require(transform, field, len(value) == 2 and 0 < value[0] <= value[1],
+                  "expected (low, high) with 0 < low <= high")
+
+
+@dataclasses.dataclass(frozen=True)
+class Decode:
+  """Encoded bytes to an array [H, W, channels]: JPEG, PNG and whatever else Pillow opens.
+
+  EXIF orientation is applied; palettes, CMYK and grey become RGB (or grey for channels=1); alpha is
+  dropped. 16-bit grey images scale to 8 bits for dtype "uint8" and stay as stored for "uint16"
+  (depth maps; channels=1).
+  """
+
+  key: str = "image"
+  channels: int = 3
+  dtype: str = "uint8"
+
+  def __post_init__(self):
+    records.require(self, "channels", self.channels in (1, 3), "expected 1 or 3")
+    records.require(self, "dtype", self.dtype in ("uint8", "uint16"),
+                    "expected 'uint8' or 'uint16'")
+    records.require(self, "dtype", self.dtype == "uint8" or self.channels == 1,
+                    "'uint16' needs channels = 1")
+
+  def __call__(self, record, rng):
+    data = records.data(record, self.key)
+    if self.dtype == "uint8" and _is_plain_jpeg(data):
+      image = simplejpeg.decode_jpeg(data, colorspace="RGB" if self.channels == 3 else "GRAY")
+    else:
+      with Image.open(io.BytesIO(data)) as opened:
+        image = self._from_pillow(ImageOps.exif_transpose(opened))
+    return {**record, self.key: image}
+
+  def _from_pillow(self, opened):
+    if opened.mode.startswith("I"):                              # 16-bit grey
+      image = np.asarray(opened)[..., None]
+      if self.dtype == "uint16":
+        return image.astype(np.uint16)
+      grey = np.rint(image / 257).astype(np.uint8)               # 65535 -> 255
+      return np.repeat(grey, self.channels, axis=-1)
+    if self.dtype == "uint16":
+      raise ValueError(f"expected a 16-bit grey image, found mode {opened.mode}")
+    if opened.mode == "P":
+      opened = opened.convert("RGBA")                            # a palette may hold transparency
+    image = np.asarray(opened.convert("RGB" if self.channels == 3 else "L"))
+    return image.reshape(*image.shape[:2], self.channels)
+
+
+def _is_plain_jpeg(data):
+  """A JPEG that the fast decoder reads rightly: not CMYK, and without an orientation to apply."""
+  if not data.startswith(b"\xff\xd8") or b"Exif\0\0" in data[:65536]:
+    return False
+  return simplejpeg.decode_jpeg_header(data)[2] not in ("CMYK", "YCCK")
+
+
+@dataclasses.dataclass(frozen=True)
+class Resize:
+  """Resizes to `size`, antialiased, without regard to the aspect ratio."""
+
+  size: int | tuple
+  filter: str = "bilinear"
+  key: str = "image"
+
+  def __post_init__(self):
+    _require_size(self)
+    _require_filter(self)
+
+  def __call__(self, record, rng):
+    image = records.image(record, self.key)
+    return {**record, self.key: resize(image, _height_width(self.size), self.filter)}
+
+
+@dataclasses.dataclass(frozen=True)
+class ResizeShort:
+  """Resizes so that the shorter side is `size` pixels; the longer is rounded down, as torchvision
+  does."""
+
+  size: int
+  filter: str = "bilinear"
+  key: str = "image"
+
+  def __post_init__(self):
+    _require_size(self)
+    records.require(self, "size", isinstance(self.size, int), "expected one int, the shorter side")
+    _require_filter(self)
+
+  def __call__(self, record, rng):
+    image = records.image(record, self.key)
+    height, width = image.shape[:2]
+    short = min(height, width)
+    size = (self.size * height // short, self.size * width // short)
+    return {**record, self.key: resize(image, size, self.filter)}
+
+
+@dataclasses.dataclass(frozen=True)
+class CentreCrop:
+  """The middle `size` pixels. An image smaller than that is a bad record."""
+
+  size: int | tuple
+  key: str = "image"
+
+  def __post_init__(self):
+    _require_size(self)
+
+  def __call__(self, record, rng):
+    image = records.image(record, self.key)
+    height, width = _height_width(self.size)
+    if image.shape[0] < height or image.shape[1] < width:
+      raise ValueError(f"the image {list(image.shape[:2])} is smaller than the crop "
+                       f"{[height, width]}")
+    top, left = round((image.shape[0] - height) / 2), round((image.shape[1] - width) / 2)
+    return {**record, self.key: image[top:top + height, left:left + width]}
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomResizedCrop:
+  """A random part of the image, resized (Szegedy et al. 2015, "Going Deeper with Convolutions",
+  sec. 6).
+
+  The area is uniform in `scale` of the image's, the aspect ratio (width / height) log-uniform in
+  `ratio`. If ten draws do not fit, the largest central crop with an allowed ratio is taken, as
+  torchvision does.
+  """
+
+  size: int | tuple
+  scale: tuple = (0.08, 1.0)
+  ratio: tuple = (3 / 4, 4 / 3)
+  filter: str = "bilinear"
+  key: str = "image"
+
+  def __post_init__(self):
+    _require_size(self)
+    _require_filter(self)
+    _require_range(self, "scale")
+    _require_range(self, "ratio")
+    records.require(self, "scale", self.scale[1] <= 1, "a crop is no larger than its image")
+
+  def box(self, height, width, rng):
+    """(top, left, height, width) of the crop of an image of this size."""
+    for _ in range(10):
+      area = height * width * rng.uniform(*self.scale)
+      ratio = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+      w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+      if 0 < w <= width and 0 < h <= height:
+        return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
+    h, w = min(height, max(1, round(width / ratio))), min(width, max(1, round(height * ratio)))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+  def __call__(self, record, rng):
+    image = records.image(record, self.key)
+    top, left, height, width = self.box(*image.shape[:2], rng)
+    crop = np.ascontiguousarray(image[top:top + height, left:left + width])
+    return {**record, self.key: resize(crop, _height_width(self.size), self.filter)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Flip:
+  """Mirrors left and right with probability `p`. Not for captions that say left or right."""
+
+  p: float = 0.5
+  key: str = "image"
+
+  def __post_init__(self):
+    records.require(self, "p", 0 <= self.p <= 1, "expected a probability")
+
+  def __call__(self, record, rng):
+    image = records.image(record, self.key)
+    return {**record, self.key: image[:, ::-1] if rng.random() < self.p else image}
+
+
+@dataclasses.dataclass(frozen=True)
+class Letterbox:
+  """Resizes to fit inside `size` with the aspect ratio kept, centred, the rest filled.
+
+  `fill` is a grey level in 0..255. With `mask` a bool [H, W] comes under that key: True where the
+  image is.
+  """
+
+  size: int | tuple
+  filter: str = "bilinear"
+  fill: int = 0
+  mask: str | None = None
+  key: str = "image"
+
+  def __post_init__(self):
+    _require_size(self)
+    _require_filter(self)
+    records.require(self, "fill", 0 <= self.fill <= 255, "expected a grey level in 0..255")
+
+  def __call__(self, record, rng):
+    image = records.image(record, self.key)
+    height, width = _height_width(self.size)
+    scale = min(height / image.shape[0], width / image.shape[1])
+    h = min(height, max(1, round(image.shape[0] * scale)))
+    w = min(width, max(1, round(image.shape[1] * scale)))
+    top, left = (height - h) // 2, (width - w) // 2
+    inside = (slice(top, top + h), slice(left, left + w))
+    padded = np.full((height, width, image.shape[2]), self.fill, image.dtype)
+    padded[inside] = resize(image, (h, w), self.filter)
+    record = {**record, self.key: padded}
+    if self.mask:
+      record[self.mask] = np.zeros((height, width), bool)
+      record[self.mask][inside] = True
+    return record
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalise:
+  """float32 (x - mean) / std with x in [0, 1]: integer images are divided by their dtype's largest
+  value.
+
+  Give `preset` ("clip", "imagenet", or "half", which maps to [-1, 1]), or both `mean` and `std`,
+  one number a channel.
+  """
+
+  preset: str | None = None
+  mean: tuple | None = None
+  std: tuple | None = None
+  key: str = "image"
+
+  def __post_init__(self):
+    if self.preset is not None:
+      records.require(self, "preset", self.preset in PRESETS,
+                      f"expected one of {', '.join(PRESETS)}")
+      records.require(self, "mean", self.mean is None and self.std is None,
+                      "give a preset or mean and std, not both")
+    else:
+      records.require(self, "mean", self.mean is not None, "give a preset, or mean and std")
+      good = self.std is not None and len(self.std) == len(self.mean) and min(self.std) > 0
+      records.require(self, "std", good, "expected one positive number for each of mean")
+
+  def __call__(self, record, rng):
+    image = records.image(record, self.key)
+    mean, std = PRESETS[self.preset] if self.preset else (self.mean, self.std)
+    if image.shape[2] != len(mean):
+      raise ValueError(f"{len(mean)} means for an image of {image.shape[2]} channels")
+    top = np.iinfo(image.dtype).max if image.dtype.kind in "iu" else 1
+    scale = (1 / (top * np.array(std))).astype(np.float32)
+    shift = (-np.array(mean) / np.array(std)).astype(np.float32)
+    return {**record, self.key: image.astype(np.float32) * scale + shift}

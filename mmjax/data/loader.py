@@ -1,0 +1,231 @@
+"""From streams to batches of global arrays on the devices.
+
+The record at position p of step s is the stream's row s * batch_size + p, so the batches follow
+from the step alone and there is no iterator to save. Each process reads the rows that its devices
+own, once each, whichever they are.
+
+Grain reads with threads, and with worker processes if asked. It starts workers by spawning a fresh
+interpreter, so threads that JAX may have started by then do no harm; like every program that
+spawns, the caller's main module must be importable (`if __name__ == "__main__":`).
+"""
+
+import logging
+import queue
+import threading
+import weakref
+
+from absl import flags
+import grain
+import jax
+import numpy as np
+
+from mmjax.data import stream as stream_lib
+
+_log = logging.getLogger(__name__)
+_MAX_STEPS = 2**40       # Grain wants a length; no run is this long
+_FRACTION_FROM_ROWS = 100  # a share of bad records means little among fewer rows
+
+
+def local_rows(sharding, batch_size):
+  """The positions of the global batch that this process must read: int64 [n], ascending, no
+  repeats.
+
+  Args:
+    sharding: of an array whose leading axis is the batch; only its
+      `addressable_devices_indices_map` is used.
+    batch_size: records in the global batch.
+  """
+  indices = sharding.addressable_devices_indices_map((batch_size,)).values()
+  parts = [np.arange(batch_size)[index[0]] for index in indices]
+  return np.unique(np.concatenate(parts))
+
+
+def assemble(local, sharding, batch_size, positions):
+  """Global arrays from this process's rows.
+
+  Args:
+    local: {key: array [n, ...]}, row i being the record at `positions[i]` of the batch.
+    sharding, batch_size: as in local_rows, which gave `positions`.
+
+  Returns:
+    {key: jax.Array [batch_size, ...]}, sharded by `sharding` along the leading axis.
+  """
+  def one(array):
+    def shard(index):
+      wanted = np.arange(batch_size)[index[0]]
+      return array[np.searchsorted(positions, wanted)]
+    return jax.make_array_from_callback((batch_size, *array.shape[1:]), sharding, shard)
+  return {key: one(array) for key, array in local.items()}
+
+
+def train_batches(stream, batch_size, sharding, *, start_step=0, workers=0, read_threads=4,
+                  prefetch=2):
+  """Batches from `start_step` on, without end.
+
+  Args:
+    stream: a Stream or Mixture.
+    batch_size: records in the global batch.
+    sharding: of the batch axis, e.g. NamedSharding(mesh, P(("data", "fsdp"))).
+    start_step: the first step; a resumed run passes its state's step.
+    workers: Grain worker processes; 0 reads in this process.
+    read_threads: threads that read and transform, in each worker; 0 does it in line.
+    prefetch: batches kept ready on the devices.
+
+  Returns:
+    Batches: an iterator of (step, batch). A batch holds the stream's keys, `row` uint32 [B, 2]
+      (high
+    and low word of the global row) and `valid` bool [B]. Close it, or use it in a `with`.
+
+  Raises:
+    DataError: no record can be read; or, while iterating, too many are bad.
+  """
+  return _batches(stream, batch_size, sharding, range(start_step, start_step + _MAX_STEPS), None,
+                  workers, read_threads, prefetch)
+
+
+def eval_batches(stream, batch_size, sharding, *, workers=0, read_threads=4, prefetch=2):
+  """Every record of a stream once, in its order; arguments and result as in train_batches.
+
+  The last batch is filled up with `valid` = False. Every process gets the same number of batches.
+
+  Raises:
+    ValueError: the stream is a mixture, which has no end.
+  """
+  if not hasattr(stream, "__len__"):
+    raise ValueError("a mixture has no end; evaluate its streams one by one")
+  steps = -(-len(stream) // batch_size)
+  return _batches(stream, batch_size, sharding, range(steps), len(stream), workers, read_threads,
+                  prefetch)
+
+
+def _batches(stream, batch_size, sharding, steps, end, workers, read_threads, prefetch):
+  for name, value, least in (("batch_size", batch_size, 1), ("start_step", steps.start, 0),
+                             ("workers", workers, 0), ("read_threads", read_threads, 0),
+                             ("prefetch", prefetch, 1)):
+    if value < least:
+      raise ValueError(f"{name} must be >= {least}, got {value}")
+  stream.spec  # read here and now, so that a wrong stream fails at the start and in this thread
+  positions = local_rows(sharding, batch_size)
+  records = grain.MapDataset.source(_LocalRecords(stream, batch_size, positions, steps, end))
+  read_options = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=read_threads)
+  host_batches = records.batch(len(positions)).to_iter_dataset(read_options)
+  if workers:
+    if not flags.FLAGS.is_parsed():  # Grain reads absl flags, which only absl's own main parses
+      flags.FLAGS.mark_as_parsed()
+    host_batches = host_batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+  bad = _BadRecords(stream.max_bad_fraction, stream.max_bad)
+
+  def on_device():
+    for step, local in zip(steps, host_batches_iterator):
+      bad.count(local.pop("error"))
+      yield step, assemble(local, sharding, batch_size, positions)
+
+  host_batches_iterator = iter(host_batches)
+  return Batches(on_device(), host_batches_iterator.close, prefetch)
+
+
+class _LocalRecords:
+  """Grain's random-access source: this process's records, step after step."""
+
+  def __init__(self, stream, batch_size, positions, steps, end):
+    self._stream, self._batch_size, self._positions = stream, batch_size, positions
+    self._steps, self._end = steps, end
+
+  def __len__(self):
+    return len(self._steps) * len(self._positions)
+
+  def __getitem__(self, i):
+    step, position = divmod(int(i), len(self._positions))
+    row = self._steps[step] * self._batch_size + int(self._positions[position])
+    if self._end is not None and row >= self._end:
+      record = stream_lib.blank(self._stream.spec)
+    else:
+      record = self._stream.record(row)
+    return dict(record, row=np.array([row >> 32, row & 0xFFFFFFFF], np.uint32))
+
+
+class _BadRecords:
+  """Counts and logs this process's bad records, and raises DataError beyond the stream's limit."""
+
+  def __init__(self, max_fraction, max_bad):
+    self._max_fraction, self._max_bad = max_fraction, max_bad
+    self._rows = self._bad = 0
+
+  def count(self, errors):
+    """Adds a batch's errors, [n] strings, empty where the record is good or mere padding."""
+    self._rows += len(errors)
+    messages = [str(error) for error in errors if error]
+    if not messages:
+      return
+    self._bad += len(messages)
+    told = (f"{len(messages)} bad records in this batch, {self._bad} of {self._rows} rows so far; "
+            f"the first: {messages[0]}")
+    _log.warning(told)
+    if self._max_bad is not None and self._bad > self._max_bad:
+      raise stream_lib.DataError(f"more than max_bad = {self._max_bad} bad records: {told}")
+    if self._rows >= _FRACTION_FROM_ROWS and self._bad > self._max_fraction * self._rows:
+      raise stream_lib.DataError(
+          f"more than max_bad_fraction = {self._max_fraction} of the records are bad: {told}")
+
+
+class Batches:
+  """An iterator that a background thread fills ahead. An error there is raised here, in its
+  turn."""
+
+  def __init__(self, batches, close_source, prefetch):
+    ready, stop = queue.Queue(maxsize=prefetch), threading.Event()
+    thread = threading.Thread(target=_fill, args=(batches, ready, stop), daemon=True)
+    self._ready, self._over = ready, None
+    # Runs at close(), when this object is forgotten, or at exit: the thread must not outlive JAX.
+    self._finish = weakref.finalize(self, _finish, thread, ready, stop, close_source)
+    thread.start()
+
+  def __iter__(self):
+    return self
+
+  def __next__(self):
+    if self._over is None and not self._finish.alive:
+      self._over = ValueError("the batches are closed")
+    if self._over is None:
+      item = self._ready.get()
+      if not isinstance(item, BaseException):
+        return item
+      self._over = item
+      self.close()
+    raise self._over
+
+  def close(self):
+    """Stops reading ahead and ends the workers; safe to call twice."""
+    self._finish()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.close()
+
+
+def _fill(batches, ready, stop):
+  """The background thread: batches into the queue, the last item being the exception that ended
+  it."""
+  def put(item):
+    while not stop.is_set():
+      try:
+        return ready.put(item, timeout=0.1)
+      except queue.Full:
+        continue
+
+  try:
+    for item in batches:
+      put(item)
+      if stop.is_set():
+        return
+    put(StopIteration())
+  except BaseException as error:  # whatever it is, the main thread must hear of it and not wait
+    put(error)
+
+
+def _finish(thread, ready, stop, close_source):
+  stop.set()
+  thread.join()
+  close_source()

@@ -1,0 +1,61 @@
+"""Reading a record's values, with errors that say what was expected."""
+
+import numpy as np
+
+
+def require(transform, field, good, want):
+  """Raises ValueError naming the transform and the field unless `good`."""
+  if not good:
+    raise ValueError(f"{type(transform).__name__}.{field} = {getattr(transform, field)!r}: {want}")
+
+
+def get(record, key):
+  """record[key], or a ValueError that lists the keys there are."""
+  if key not in record:
+    raise ValueError(f"the record has no {key!r}; it has {', '.join(sorted(record))}")
+  return record[key]
+
+
+def image(record, key):
+  """The image under `key`: an array [H, W, C] that is not empty."""
+  value = get(record, key)
+  if not isinstance(value, np.ndarray) or value.ndim != 3 or value.size == 0:
+    raise TypeError(f"{key!r} must be a decoded image [H, W, C], found {_describe(value)}")
+  return value
+
+
+def data(record, key):
+  """The encoded file under `key`, as bytes; a uint8 vector is accepted."""
+  value = get(record, key)
+  if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 1:
+    return value.tobytes()
+  if isinstance(value, np.ndarray) and value.ndim == 0:
+    value = value.item()
+  if not isinstance(value, bytes):
+    raise TypeError(f"{key!r} must be an encoded image in bytes, found {_describe(value)}")
+  return value
+
+
+def text(value):
+  """One text as str, from str, UTF-8 bytes or an array of one of them."""
+  if isinstance(value, np.ndarray) and value.ndim == 0:
+    value = value.item()
+  if isinstance(value, bytes):
+    return value.decode("utf-8")
+  if not isinstance(value, str):
+    raise TypeError(f"expected a text, found {_describe(value)}")
+  return str(value)
+
+
+def texts(record, key):
+  """The list of texts under `key`; a single text is a list of one."""
+  value = get(record, key)
+  if isinstance(value, (str, bytes)) or (isinstance(value, np.ndarray) and value.ndim == 0):
+    return [text(value)]
+  return [text(one) for one in value]
+
+
+def _describe(value):
+  if isinstance(value, np.ndarray):
+    return f"an array {value.dtype} {list(value.shape)}"
+  return type(value).__name__

@@ -1,0 +1,7 @@
+"""Every transform by its name in a config: `data.transforms` names a class that this module
+holds."""
+
+from mmjax.data.colour_transforms import ColourJitter, RandAugment
+from mmjax.data.image_transforms import (
+    CentreCrop, Decode, Flip, Letterbox, Normalise, RandomResizedCrop, Resize, ResizeShort)
+from mmjax.data.text_transforms import Keep, Rename, SampleCaption, Tokenise

@@ -1,0 +1,94 @@
+"""Sources read what was stored, and a wrong name gets the nearest right one."""
+
+import io
+import pickle
+import sys
+
+import numpy as np
+from PIL import Image
+import pytest
+import tensorflow_datasets as tfds
+
+from mmjax.data import transforms
+from mmjax.data.sources import arrays
+from mmjax.data.sources import tfds as tfds_source
+
+
+def test_npz_records_are_rows_of_its_arrays_also_after_pickling(tmp_path):
+  path = str(tmp_path / "data.npz")
+  np.savez(path, image=np.arange(24).reshape(6, 4), caption=np.array(list("abcdef")))
+  source = pickle.loads(pickle.dumps(arrays.build(path)))
+  assert len(source) == 6 and len(source.digest) == 64 and source.name == "data.npz"
+  np.testing.assert_array_equal(source[2]["image"], [8, 9, 10, 11])
+  assert source[2]["caption"] == "c"
+
+
+def test_npz_that_is_missing_damaged_or_ragged_is_refused(tmp_path):
+  with pytest.raises(ValueError, match="no file"):
+    arrays.build(str(tmp_path / "none.npz"))
+  (tmp_path / "bad.npz").write_bytes(b"PK not a zip")
+  with pytest.raises(ValueError, match="cannot read"):
+    arrays.build(str(tmp_path / "bad.npz"))
+  np.savez(tmp_path / "ragged.npz", a=np.zeros(3), b=np.zeros(4))
+  with pytest.raises(ValueError, match="share one leading axis"):
+    arrays.build(str(tmp_path / "ragged.npz"))
+
+
+def png(level):
+  file = io.BytesIO()
+  Image.fromarray(np.full((5, 4, 3), level, np.uint8)).save(file, "PNG")
+  file.seek(0)
+  return file
+
+
+class TinyPairs(tfds.core.GeneratorBasedBuilder):
+  """Twelve records; images are given as encoded files, for tfds encodes arrays with TensorFlow."""
+
+  VERSION = tfds.core.Version("1.0.0")
+
+  def _info(self):
+    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({
+        "image": tfds.features.Image(shape=(None, None, 3)), "id": np.int64,
+        "captions": tfds.features.Sequence(tfds.features.Text())}))
+
+  def _split_generators(self, manager):
+    return {"train": self._generate_examples(12), "test": self._generate_examples(3)}
+
+  def _generate_examples(self, n):
+    for i in range(n):
+      yield i, {"image": png(i), "id": i, "captions": [f"number {i}", "a picture"]}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+  folder = str(tmp_path_factory.mktemp("tfds"))
+  TinyPairs(data_dir=folder, file_format="array_record").download_and_prepare()
+  return folder
+
+
+def test_tfds_records_hold_encoded_images_and_are_read_without_tensorflow(data_dir):
+  source = pickle.loads(pickle.dumps(tfds_source.build("tiny_pairs", "train", data_dir)))
+  assert len(source) == 12 and "tensorflow" not in sys.modules
+  assert sorted(source[i]["id"] for i in range(12)) == list(range(12))
+  record = source[5]
+  decoded = transforms.Decode()(record, None)
+  np.testing.assert_array_equal(decoded["image"], np.full((5, 4, 3), record["id"], np.uint8))
+  caption = transforms.SampleCaption("first")(record, None)["caption"]
+  assert caption == f"number {record['id']}"
+
+
+def test_tfds_reads_parts_of_splits_and_chosen_keys(data_dir):
+  source = tfds_source.build("tiny_pairs", "train[:50%]", data_dir, keys=("id",))
+  assert len(source) == 6 and set(source[0]) == {"id"}
+  assert source.digest != tfds_source.build("tiny_pairs", "train", data_dir).digest
+
+
+@pytest.mark.parametrize("name, split, keys, told", [
+    ("tiny_pair", "train", None, "nearest is 'tiny_pairs'"),
+    ("tiny_pairs", "trian", None, "nearest is 'train'"),
+    ("tiny_pairs", "train", ("imge",), "nearest is 'image'"),
+    ("tiny_pairs", "train[:5x]", None, "split"),
+])
+def test_tfds_names_that_do_not_exist_get_the_nearest(data_dir, name, split, keys, told):
+  with pytest.raises(ValueError, match=told):
+    tfds_source.build(name, split, data_dir, keys)
