@@ -7,7 +7,7 @@ The update of each parameter p with gradient g, at step t:
     p  <- p - schedule(t) * (lr * m_lr * u + c * p)    m_lr, m_decay: the group's multipliers
 
     c = lr * m_lr * weight_decay * m_decay    decay="lr": as in optax.adamw and torch.optim.AdamW
-    c = weight_decay * m_decay                decay="schedule": independent of the peak learning rate
+    c = weight_decay * m_decay                decay="schedule": independent of the peak rate
                                               (AdamW, arXiv:1711.05101, alg. 2; big_vision)
 """
 
@@ -29,7 +29,7 @@ Tree = Any
 
 
 class Info(NamedTuple):
-  """What a run reports of its optimizer: the table of groups, and step -> learning rate float32 []."""
+  """What a run reports: the table of groups, and step -> learning rate, float32 []."""
 
   table: tuple[groups_lib.Row, ...]
   lr_at: Callable[[jax.Array | int], jax.Array]
@@ -88,7 +88,7 @@ def split(node: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
   """Parts a flat `optim` node into `build`'s arguments and the named optimizer's own.
 
   Raises:
-    ValueError: an unknown optimizer or schedule, or a key that neither has, with the nearest valid one.
+    ValueError: an unknown optimizer, schedule or key; names the nearest valid one.
   """
   common = set(_keywords(build)) - {"params", "total_steps", "hyper"}
   name = node.get("name", "adamw")

@@ -18,7 +18,7 @@ def init(params: Tree) -> Tree:
 
 
 def update(ema: Tree, params: Tree, decay: jax.Array | float) -> Tree:
-  """One step towards `params`: float32, exactly `params` at decay 0 and exactly `ema` at decay 1."""
+  """One step towards `params`: float32; exactly `params` at decay 0, exactly `ema` at 1."""
   decay = jnp.asarray(decay, jnp.float32)
   return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p.astype(jnp.float32), ema, params)
 

@@ -41,9 +41,9 @@ class Rule:
     freeze: neither updated nor given optimizer state.
     lr: multiplier of the learning rate.
     decay: multiplier of the weight decay.
-    layer_decay: for parameters stacked over layers `[depth, ...]`: layer i of 0 ... depth - 1 learns
-      at lr * layer_decay^(depth - i), so what follows the stack stands at exponent 0 and an embedding
-      before it is given lr = layer_decay^(depth + 1) (BEiT, arXiv:2106.08254, appendix).
+    layer_decay: for parameters stacked over layers `[depth, ...]`: layer i of 0 ... depth - 1
+      learns at lr * layer_decay^(depth - i), so what follows the stack stands at exponent 0, and an
+      embedding before it is given lr = layer_decay^(depth + 1) (BEiT, arXiv:2106.08254, appendix).
   """
 
   match: str
@@ -83,8 +83,8 @@ def resolve(params: Tree, rules: Sequence[Mapping[str, Any] | Rule] = ()) -> tup
     rules: mappings with the fields of `Rule`; none means `DEFAULT`.
 
   Raises:
-    ValueError: an unknown field, a number out of range, a pattern that is no regex, a parameter that
-      no rule matches, a rule that applies to nothing, layer-wise decay of something not stacked.
+    ValueError: an unknown field, a number out of range, a pattern that is no regex, a parameter
+      that no rule matches, a rule that applies to nothing, layer-wise decay of something not stacked.
   """
   parsed = [_parse(i, rule) for i, rule in enumerate(rules or DEFAULT)]
   leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_box)
@@ -108,8 +108,9 @@ def format_table(table: Sequence[Row]) -> str:
   lines = [head] + [(row.path, "x".join(map(str, row.shape)) or "scalar", f"{row.size:,}",
                      *_multipliers(row), row.rule.match) for row in table]
   widths = [max(map(len, column)) for column in zip(*lines)]
-  text = ["  ".join(cell.rjust(width) if i in (2, 3, 4) else cell.ljust(width)
-                    for i, (cell, width) in enumerate(zip(line, widths))).rstrip() for line in lines]
+  align = (str.ljust, str.ljust, str.rjust, str.rjust, str.rjust, str.ljust)
+  text = ["  ".join(put(cell, width) for put, cell, width in zip(align, line, widths)).rstrip()
+          for line in lines]
   frozen = sum(row.size for row in table if row.rule.freeze)
   total = sum(row.size for row in table)
   return "\n".join(text + [f"{total:,} parameters: {total - frozen:,} trained, {frozen:,} frozen"])
@@ -148,8 +149,8 @@ def _parse(index: int, rule: Mapping[str, Any] | Rule) -> Rule:
   except re.error as error:
     raise ValueError(f"{where}: match={rule.match!r} is no regular expression: {error}") from None
   if rule.lr <= 0 or rule.decay < 0 or not 0 < rule.layer_decay <= 1:
-    raise ValueError(f"{where}: lr={rule.lr} must be positive (to train nothing: freeze=True), decay="
-                     f"{rule.decay} not negative, layer_decay={rule.layer_decay} in (0, 1]")
+    raise ValueError(f"{where}: lr={rule.lr} must be positive (to train nothing: freeze=True), "
+                     f"decay={rule.decay} not negative, layer_decay={rule.layer_decay} in (0, 1]")
   return rule
 
 
@@ -175,8 +176,8 @@ def _check_stacks(chosen: Mapping[str, Rule], shapes: Mapping[str, tuple[int, ..
     first, expected = depth.setdefault(id(rule), (path, found))
     if not found or found != expected:
       raise ValueError(
-          f"optim.groups: match={rule.match!r} has layer_decay, which is for parameters stacked over "
-          f"layers [depth, ...], but {path!r} is {list(shapes[path])} and {first!r} is "
+          f"optim.groups: match={rule.match!r} has layer_decay, which is for parameters stacked "
+          f"over layers [depth, ...], but {path!r} is {list(shapes[path])} and {first!r} is "
           f"{list(shapes[first])}; give each stack a rule of its own")
 
 

@@ -4,12 +4,12 @@ Each has a linear warm-up from 0 at step 0 to 1 at `warmup_steps`, and may end i
 over the last `cooldown_steps`:
 
     value(t) = warm(t) * (final + (decay(t) - final) * cool(t))
-    warm(t)  = min(1, t / warmup_steps)                          (Goyal et al. 2017, arXiv:1706.02677)
-    cool(t)  = min(1, (total_steps - t) / cooldown_steps)        (Zhai et al. 2022, arXiv:2106.04560)
+    warm(t)  = min(1, t / warmup_steps)                        (Goyal et al. 2017, arXiv:1706.02677)
+    cool(t)  = min(1, (total_steps - t) / cooldown_steps)      (Zhai et al. 2022, arXiv:2106.04560)
 
-With `final=0` these are the values of `create_learning_rate_schedule` in google-research/big_vision.
-A training of `total_steps` updates uses steps 0 ... total_steps - 1; the first one, where there is a
-warm-up, has multiplier 0.
+With `final=0` these are the values of google-research/big_vision's `create_learning_rate_schedule`.
+A training of `total_steps` updates uses steps 0 ... total_steps - 1; the first one, where there is
+a warm-up, has multiplier 0.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def cosine(total_steps: int, warmup_steps: int = 0, final: float = 0.0,
 
 def rsqrt(total_steps: int, warmup_steps: int = 0, final: float = 0.0, cooldown_steps: int = 0,
           timescale: float = 10_000, shift: int = 0) -> Schedule:
-  """1 / sqrt(1 + (t + shift - warmup_steps) / timescale) (Zhai et al. 2022, arXiv:2106.04560, sec. 3.5).
+  """1 / sqrt(1 + (t + shift - warmup_steps) / timescale) after warm-up (arXiv:2106.04560, sec. 3.5).
 
   The horizon enters only through the cooldown, so that a run can be prolonged from before it.
 
@@ -53,7 +53,7 @@ def rsqrt(total_steps: int, warmup_steps: int = 0, final: float = 0.0, cooldown_
   """
   _check("rsqrt", total_steps, warmup_steps, cooldown_steps, final)
   if timescale <= 0 or shift < 0:
-    raise ValueError(f"rsqrt: timescale={timescale} must be positive and shift={shift} not negative")
+    raise ValueError(f"rsqrt: timescale={timescale} must be positive, shift={shift} not negative")
 
   def decay(step):
     return jax.lax.rsqrt(1 + (jnp.maximum(step - warmup_steps, 0) + shift) / timescale)
@@ -92,7 +92,7 @@ def _check(name, total_steps, warmup_steps, cooldown_steps, final):
     raise ValueError(f"{name}: total_steps={total_steps} must be at least 1, and warmup_steps="
                      f"{warmup_steps} and cooldown_steps={cooldown_steps} not negative")
   if warmup_steps + cooldown_steps > total_steps:
-    raise ValueError(f"{name}: warmup_steps={warmup_steps} + cooldown_steps={cooldown_steps} exceed "
-                     f"total_steps={total_steps}; shorten them (or give them as percentages)")
+    raise ValueError(f"{name}: warmup_steps={warmup_steps} + cooldown_steps={cooldown_steps} "
+                     f"exceed total_steps={total_steps}; shorten them (or give them as percentages)")
   if not 0 <= final <= 1:
     raise ValueError(f"{name}: final={final} is a fraction of the peak learning rate, from 0 to 1")

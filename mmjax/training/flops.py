@@ -1,9 +1,9 @@
 """Model FLOPs, counted from the jaxpr of a step, and the share of the peak that they make (MFU).
 
 Counted are products: matrix products and convolutions, 2 FLOPs for each multiply-add. Elementwise
-work, reductions and gathers are not, as is usual for MFU (PaLM, arXiv:2204.02311, appendix B). A scan
-counts its body times its length, a `cond` its costliest branch, and the body of a `shard_map` all
-its devices, so the result is that of the whole batch on the whole mesh.
+work, reductions and gathers are not, as is usual for MFU (PaLM, arXiv:2204.02311, appendix B). A
+scan counts its body times its length, a `cond` its costliest branch, and the body of a `shard_map`
+all its devices, so the result is that of the whole batch on the whole mesh.
 
 *Model* FLOPs are those that the mathematics asks for: trace the gradient of the loss with
 rematerialisation off and in one pass (no feature pass before it), whatever the real step does.
@@ -16,12 +16,12 @@ from typing import Any
 import jax
 from jax.extend import core
 
-# Products in a form that their jaxpr does not show; kernels also recompute, which is not the model's.
+# Their jaxpr does not show the products; and kernels recompute, which is not the model's work.
 OPAQUE = ("pallas_call", "mpmd_map", "dot_product_attention", "ffi_call", "custom_call")
 
 # Peak bfloat16 FLOP/s, dense, of one jax device, by `device_kind`.
-# TPU: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, "peak compute per chip". A chip is one device,
-# except that JAX sees the two chiplets of TPU7x as two.
+# TPU: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, "peak compute per chip". A chip is one
+# device, except that JAX sees the two chiplets of TPU7x as two.
 # NVIDIA: data sheets of A100, H100 (SXM), H200 (SXM) and HGX B200, without sparsity.
 PEAK = {
     "TPU v4": 275e12,
@@ -59,7 +59,7 @@ def count_jaxpr(jaxpr: core.ClosedJaxpr | core.Jaxpr, recompute: bool = False) -
 
 def mfu(flops_per_step: float, seconds_per_step: float,
         devices: Sequence[jax.Device] | None = None) -> float | None:
-  """Model FLOPs utilisation: FLOP/s as a share of the devices' bf16 peak; None if it is not in `PEAK`.
+  """Model FLOPs utilisation: the share of the devices' bf16 peak; None if not in `PEAK`.
 
   Args:
     flops_per_step: of the global batch.
@@ -77,7 +77,7 @@ def _equation(eqn: core.JaxprEqn, recompute: bool) -> int:
   if name in PRODUCTS:
     return PRODUCTS[name](eqn)
   if name.startswith(OPAQUE):
-    raise ValueError(f"{name} hides its products: count FLOPs of the same model with the 'xla' backend")
+    raise ValueError(f"{name} hides its products: count the same model's FLOPs on the 'xla' backend")
   inner = [count_jaxpr(jaxpr, recompute) for jaxpr in _inner(eqn)]
   if name == "scan":
     return eqn.params["length"] * sum(inner)
@@ -90,8 +90,8 @@ def _equation(eqn: core.JaxprEqn, recompute: bool) -> int:
     mesh = eqn.params["mesh"]
     return sum(inner) * math.prod(mesh.shape[axis] for axis in _manual(eqn))
   if eqn.params.get("differentiated") and sum(inner) and not recompute:
-    raise ValueError("the backward pass recomputes under jax.checkpoint: model FLOPs are counted with "
-                     "remat off (or pass recompute=True for those of the hardware)")
+    raise ValueError("the backward pass recomputes under jax.checkpoint: model FLOPs are counted "
+                     "with remat off (or pass recompute=True for those of the hardware)")
   return sum(inner)
 
 
@@ -127,8 +127,8 @@ def _ragged_dot(eqn: core.JaxprEqn) -> int:
 def _conv(eqn: core.JaxprEqn) -> int:
   """2 x output elements x the kernel's elements that each reads.
 
-  Padding counts, as in published figures. The zeros that `lhs_dilation` inserts (gradients of strided
-  convolutions) do not, so that backward costs twice forward.
+  Padding counts, as in published figures. The zeros that `lhs_dilation` inserts (gradients of
+  strided convolutions) do not, so that backward costs twice forward.
   """
   numbers, rhs = eqn.params["dimension_numbers"], eqn.invars[1].aval
   reads = rhs.size // rhs.shape[numbers.rhs_spec[0]]

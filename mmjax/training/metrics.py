@@ -1,4 +1,4 @@
-"""Metrics: float32 (sum, weight) on the device, merged in float64 on the host.
+"""Metrics on the host: the device's float32 (sum, weight) pairs, merged in float64.
 
 A mean is divided only where it is reported, so that it is the same whatever the micro-batches, the
 padding, the devices and the number of steps it was taken over.
@@ -8,56 +8,12 @@ import collections
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import clu.metrics
-import flax.struct
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 
-@flax.struct.dataclass
-class Metric(clu.metrics.Metric):
-  """A weighted mean before its division; `sum` and `weight` are float32 of the same shape, usually [].
-
-  Unlike `clu.metrics.Average`, weights may be fractions and large counts do not overflow.
-  """
-
-  sum: jax.Array
-  weight: jax.Array
-
-  @classmethod
-  def of(cls, values: jax.Array, weights: jax.Array | None = None) -> "Metric":
-    """Metric [] of all `values`; `weights` (bool or number, same shape) default to 1.
-
-    What has weight 0 does not count, not even if it is not finite.
-    """
-    values = jnp.asarray(values, jnp.float32)
-    weights = jnp.ones_like(values) if weights is None else jnp.asarray(weights, jnp.float32)
-    if weights.shape != values.shape:
-      raise ValueError(f"values {values.shape} and weights {weights.shape} must have one shape")
-    return cls(jnp.sum(jnp.where(weights != 0, values * weights, 0)), jnp.sum(weights))
-
-  @classmethod
-  def from_model_output(cls, values: jax.Array, weights: jax.Array | None = None, **_) -> "Metric":
-    """`of`, under the name that `clu.metrics.Collection` calls."""
-    return cls.of(values, weights)
-
-  @classmethod
-  def empty(cls) -> "Metric":
-    """The metric of nothing; merging it changes nothing."""
-    return cls(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
-
-  def merge(self, other: "Metric") -> "Metric":
-    """The metric of both parts together."""
-    return type(self)(self.sum + other.sum, self.weight + other.weight)
-
-  def compute(self) -> jax.Array:
-    """The mean, float32; nan of nothing."""
-    return self.sum / self.weight
-
-
 class Window(NamedTuple):
-  """Means over some consecutive steps; nan where nothing had weight. `first`, `last`: None if empty."""
+  """Means over consecutive steps, nan where nothing had weight; `first`, `last`: None if empty."""
 
   first: int | None
   last: int | None
@@ -67,20 +23,20 @@ class Window(NamedTuple):
 class HostMetrics:
   """Merges metrics in float64 on the host, some steps behind the device.
 
-  The values of a step are read when `lag` later steps have been launched. Waiting for them then leaves
-  the device with work, so the loop never waits for the step that it has just launched; and which steps
-  a window covers depends on the order of calls alone, not on timing.
+  The values of a step are read when `lag` later steps have been launched. Waiting for them then
+  leaves the device with work, so the loop never waits for the step that it has just launched; and
+  which steps a window covers depends on the order of calls alone, not on timing.
   """
 
   def __init__(self, lag: int = 1):
     if lag < 0:
       raise ValueError(f"lag={lag} must not be negative")
     self._lag = lag
-    self._pending = collections.deque()      # (step, {name: object with sum and weight, on the device})
+    self._pending = collections.deque()      # (step, {name: sum and weight, on the device})
     self._clear()
 
   def push(self, step: int, metrics: Mapping[str, Any]) -> None:
-    """Takes a step's metrics (scalars with `.sum` and `.weight`), and reads those of `lag` steps ago."""
+    """Takes a step's metrics (scalar `.sum` and `.weight`); reads those of `lag` steps ago."""
     for leaf in jax.tree.leaves(metrics):
       if isinstance(leaf, jax.Array):
         leaf.copy_to_host_async()
@@ -89,7 +45,7 @@ class HostMetrics:
       self._read()
 
   def drain(self) -> None:
-    """Reads all that is pending; waits for the device. Before checkpoints, evaluations and the end."""
+    """Reads all that is pending; waits for the device: before checkpoints, evaluations, the end."""
     while self._pending:
       self._read()
 

@@ -72,8 +72,9 @@ def test_convolution_and_its_gradient(groups):
   numbers = ("NHWC", "HWIO", "NHWC")
 
   def conv(x, kernel):
-    return jax.lax.conv_general_dilated(x, kernel, (patch, patch), "VALID", dimension_numbers=numbers,
-                                        feature_group_count=groups).sum()
+    return jax.lax.conv_general_dilated(
+        x, kernel, (patch, patch), "VALID", dimension_numbers=numbers,
+        feature_group_count=groups).sum()
 
   args = (shape(B, patch * grid, patch * grid, c_in), shape(patch, patch, c_in // groups, c_out))
   forward = 2 * B * grid * grid * patch * patch * (c_in // groups) * c_out

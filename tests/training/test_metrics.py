@@ -19,7 +19,8 @@ def test_metric_is_a_clu_metric_and_a_pytree():
 def test_merged_unequal_parts_equal_the_whole():
   values, weights = jnp.asarray([1.0, 2, 3, 4, 5, 6]), jnp.asarray([1.0, 1, 0.5, 2, 1, 0.25])
   whole = Metric.of(values, weights)
-  parts = Metric.empty().merge(Metric.of(values[:1], weights[:1])).merge(Metric.of(values[1:], weights[1:]))
+  first, rest = (Metric.of(values[part], weights[part]) for part in (slice(1), slice(1, None)))
+  parts = Metric.empty().merge(first).merge(rest)
   assert float(parts.compute()) == float(whole.compute())
   assert float(whole.compute()) == pytest.approx(np.average(values, weights=weights), rel=1e-6)
 
