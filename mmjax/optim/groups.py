@@ -84,7 +84,8 @@ def resolve(params: Tree, rules: Sequence[Mapping[str, Any] | Rule] = ()) -> tup
 
   Raises:
     ValueError: an unknown field, a number out of range, a pattern that is no regex, a parameter
-      that no rule matches, a rule that applies to nothing, layer-wise decay of something not stacked.
+      that no rule matches, a rule that applies to nothing, or layer-wise decay of
+      what is not stacked.
   """
   parsed = [_parse(i, rule) for i, rule in enumerate(rules or DEFAULT)]
   leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_box)

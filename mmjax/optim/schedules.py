@@ -41,7 +41,7 @@ def cosine(total_steps: int, warmup_steps: int = 0, final: float = 0.0,
 
 def rsqrt(total_steps: int, warmup_steps: int = 0, final: float = 0.0, cooldown_steps: int = 0,
           timescale: float = 10_000, shift: int = 0) -> Schedule:
-  """1 / sqrt(1 + (t + shift - warmup_steps) / timescale) after warm-up (arXiv:2106.04560, sec. 3.5).
+  """1 / sqrt(1 + (t + shift - warmup_steps) / timescale) after warm-up (Zhai et al., sec. 3.5).
 
   The horizon enters only through the cooldown, so that a run can be prolonged from before it.
 
@@ -93,6 +93,6 @@ def _check(name, total_steps, warmup_steps, cooldown_steps, final):
                      f"{warmup_steps} and cooldown_steps={cooldown_steps} not negative")
   if warmup_steps + cooldown_steps > total_steps:
     raise ValueError(f"{name}: warmup_steps={warmup_steps} + cooldown_steps={cooldown_steps} "
-                     f"exceed total_steps={total_steps}; shorten them (or give them as percentages)")
+                     f"exceed total_steps={total_steps}; shorten them (or give percentages)")
   if not 0 <= final <= 1:
     raise ValueError(f"{name}: final={final} is a fraction of the peak learning rate, from 0 to 1")

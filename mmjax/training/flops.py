@@ -77,7 +77,7 @@ def _equation(eqn: core.JaxprEqn, recompute: bool) -> int:
   if name in PRODUCTS:
     return PRODUCTS[name](eqn)
   if name.startswith(OPAQUE):
-    raise ValueError(f"{name} hides its products: count the same model's FLOPs on the 'xla' backend")
+    raise ValueError(f"{name} hides its products: count FLOPs with the backend 'xla'")
   inner = [count_jaxpr(jaxpr, recompute) for jaxpr in _inner(eqn)]
   if name == "scan":
     return eqn.params["length"] * sum(inner)

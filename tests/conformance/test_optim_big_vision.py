@@ -1,10 +1,10 @@
 """Five AdamW steps against google-research/big_vision: bf16 momentum, clip, decay, cosine schedule.
 
 Reference values: `big_vision_opt_adam_bf16mu_clip_wd_cosine` (optimizer) on the model, batch and
-start of `big_vision_two_towers_siglip`, float32 on a CPU. The model is written here in plain jnp, so
-that what is compared is the optimizer.
+start of `big_vision_two_towers_siglip`, float32 on a CPU. The model is written here in plain jnp,
+so that what is compared is the optimizer.
 
-Losses are held to the bar of 1e-5. Parameters cannot be held to one relative bar, whatever the code:
+Losses are held to the bar of 1e-5. Parameters cannot be held to a relative bar, whatever the code:
 - a gradient that differs in its last bit rounds here and there to the neighbouring bfloat16
   momentum, which moves that entry by up to lr * 2^-8 a step. So 99% of the entries must be within
   1e-6, and none further off than such steps (found: 99.5%, and 8.6e-5 of the 2.0e-4 allowed);
