@@ -33,7 +33,8 @@ def test_rows_beyond_32_bits_are_distinct_and_in_range():
 
 def test_order_never_changes_between_versions():
   # Recorded once; a change here would break the exact resume of every running experiment.
-  assert [order.record_id(r, 1000, seed=42) for r in (0, 1, 2, 999, 1000)] == [174, 415, 235, 297, 604]
+  ids = [order.record_id(r, 1000, seed=42) for r in (0, 1, 2, 999, 1000)]
+  assert ids == [174, 415, 235, 297, 604]
 
 
 @pytest.mark.parametrize("length", [10, 37])
@@ -45,7 +46,7 @@ def test_places_and_pairs_are_uniform(length):
                         (np.bincount((second - first) % length, minlength=length)[1:], length - 1)):
     expected = epochs / cells
     chi2 = np.sum((counts - expected) ** 2 / expected)
-    # mean cells - 1, standard deviation sqrt(2 (cells - 1)): five of them is a one in a million event
+    # Mean cells - 1, standard deviation sqrt(2 (cells - 1)); five of them are one in a million.
     assert chi2 < (cells - 1) + 5 * np.sqrt(2 * (cells - 1))
 
 

@@ -1,0 +1,229 @@
+"""Batches follow from the step alone: not from devices, processes, workers, threads or restarts."""
+
+import itertools
+import logging
+import types
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec as P
+import numpy as np
+import pytest
+
+from mmjax.data import loader
+from mmjax.data import mixture
+from mmjax.data import stream
+from tests.data import toys
+
+B = 16
+
+
+def sharding(devices=8):
+  mesh = jax.make_mesh((devices // 2 or 1, min(devices, 2)), ("data", "fsdp"),
+                       axis_types=(jax.sharding.AxisType.Auto,) * 2,
+                       devices=jax.devices()[:devices])
+  return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def take(batches, n=None):
+  """The first n batches (all without n) as host arrays, after which the iterator is closed."""
+  with batches:
+    return [(step, {key: np.asarray(value) for key, value in batch.items()})
+            for step, batch in itertools.islice(batches, n)]
+
+
+def assert_equal(a, b):
+  assert [step for step, _ in a] == [step for step, _ in b]
+  jax.tree.map(np.testing.assert_array_equal, [x for _, x in a], [x for _, x in b])
+
+
+def fake_process(*slices):
+  """The sharding as one process sees it whose devices own these slices of the batch."""
+  return types.SimpleNamespace(
+      addressable_devices_indices_map=lambda shape: {i: (s,) for i, s in enumerate(slices)})
+
+
+@pytest.fixture(scope="module")
+def reference():
+  return take(loader.train_batches(toys.pictures(), B, sharding()), 5)
+
+
+def test_a_batch_holds_the_streams_keys_row_and_valid(reference):
+  step, batch = reference[3]
+  assert step == 3 and batch["valid"].all() and batch["valid"].dtype == bool
+  assert batch["image"].shape == (B, 8, 8, 3) and batch["text"].shape == (B, 12)
+  np.testing.assert_array_equal(batch["row"], [[0, 3 * B + p] for p in range(B)])
+  assert batch["row"].dtype == np.uint32 and "error" not in batch
+
+
+def test_a_batch_is_sharded_as_asked():
+  with loader.train_batches(toys.pictures(), B, sharding()) as batches:
+    _, batch = next(batches)
+  for value in batch.values():
+    assert value.sharding == sharding() and value.addressable_shards[0].data.shape[0] == B // 8
+
+
+def test_rows_are_the_streams_own(reference):
+  toy = toys.pictures()
+  for step, batch in reference:
+    for p in (0, 7, 15):
+      record = toy.record(step * B + p)
+      for key in toy.spec:
+        np.testing.assert_array_equal(batch[key][p], record[key])
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_any_number_of_devices_gives_the_same_batches(reference, devices):
+  assert_equal(take(loader.train_batches(toys.pictures(), B, sharding(devices)), 5), reference)
+
+
+@pytest.mark.parametrize("threads, prefetch", [(0, 1), (1, 3), (7, 2)])
+def test_threads_and_prefetch_change_nothing(reference, threads, prefetch):
+  batches = loader.train_batches(toys.pictures(), B, sharding(), read_threads=threads,
+                                 prefetch=prefetch)
+  assert_equal(take(batches, 5), reference)
+
+
+def test_a_restart_at_any_step_continues_the_run(reference):
+  for start in (1, 4):
+    batches = loader.train_batches(toys.pictures(), B, sharding(), start_step=start)
+    assert_equal(take(batches, 5 - start), reference[start:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_processes_change_nothing(reference, workers):
+  batches = loader.train_batches(toys.pictures(), B, sharding(), workers=workers)
+  assert_equal(take(batches, 5), reference)
+
+
+def test_a_row_beyond_32_bits_is_whole_in_its_two_words():
+  start = 2**40 // B + 3
+  (_, batch), = take(loader.train_batches(toys.pictures(), B, sharding(), start_step=start), 1)
+  np.testing.assert_array_equal(batch["row"], [[2**8, 3 * B + p] for p in range(B)])
+
+
+@pytest.mark.parametrize("processes", [
+    [[slice(0, 16)]],
+    [[slice(0, 4), slice(4, 8)], [slice(8, 12), slice(12, 16)]],
+    [[slice(0, 4), slice(8, 12)], [slice(4, 8), slice(12, 16)]],         # not contiguous
+    [[slice(0, 8), slice(0, 8)], [slice(0, 8)], [slice(8, 16)], [slice(8, 16)]],  # not exclusive
+    [[slice(12, 16), slice(0, 4)], [slice(None)]],
+])
+def test_processes_read_exactly_what_their_devices_own(processes, reference):
+  seen = set()
+  for slices in processes:
+    positions = loader.local_rows(fake_process(*slices), B)
+    owned = sorted({p for s in slices for p in range(B)[s]})
+    np.testing.assert_array_equal(positions, owned)
+    records = loader._LocalRecords(toys.pictures(), B, positions, range(2, 5), None)
+    for i, p in enumerate(positions):            # this process's part of step 3, the second here
+      record = records[len(positions) + i]
+      assert all(np.array_equal(record[key], value[p]) for key, value in reference[3][1].items())
+    seen.update(owned)
+  assert seen == set(range(B))
+
+
+def test_a_mixture_loads_like_a_stream():
+  mixed = mixture.Mixture((toys.pictures(seed=1), toys.pictures(seed=2)), (3, 1))
+  (_, batch), = take(loader.train_batches(mixed, B, sharding(), start_step=2), 1)
+  for p in range(B):
+    np.testing.assert_array_equal(batch["image"][p], mixed.record(2 * B + p)["image"])
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("length", [1, 16, 50])
+def test_evaluation_sees_every_record_once_in_order_on_eight_devices(length):
+  toy = toys.pictures(length=length, shuffle=False)
+  batches = take(loader.eval_batches(toy, B, sharding()))
+  assert len(batches) == -(-length // B)
+  valid = np.concatenate([batch["valid"] for _, batch in batches])
+  ids = np.concatenate([batch["id"] for _, batch in batches])
+  np.testing.assert_array_equal(valid, np.arange(len(valid)) < length)
+  np.testing.assert_array_equal(ids[valid], np.arange(length))
+  assert not np.any(batches[-1][1]["image"][~batches[-1][1]["valid"]])
+
+
+def test_evaluation_padding_is_no_bad_record(caplog):
+  with caplog.at_level(logging.WARNING):
+    take(loader.eval_batches(toys.pictures(length=3, max_bad=0), B, sharding()))
+  assert not caplog.records
+
+
+def test_a_mixture_cannot_be_evaluated():
+  with pytest.raises(ValueError, match="mixture has no end"):
+    loader.eval_batches(mixture.Mixture((toys.pictures(),), (1,)), B, sharding())
+
+
+# Bad records and errors
+
+
+def test_a_bad_record_is_zero_invalid_and_logged_and_moves_nothing(reference, caplog):
+  with caplog.at_level(logging.WARNING):
+    batches = take(loader.train_batches(toys.pictures(damaged=(7,)), B, sharding()), 5)
+  bad_rows = 0
+  for (_, batch), (_, good) in zip(batches, reference):
+    is_bad = good["id"] == 7
+    bad_rows += is_bad.sum()
+    np.testing.assert_array_equal(batch["valid"], ~is_bad)
+    for key in ("image", "text", "text_mask", "id"):
+      np.testing.assert_array_equal(batch[key][~is_bad], good[key][~is_bad])
+      assert not np.any(batch[key][is_bad])
+    np.testing.assert_array_equal(batch["row"], good["row"])
+  assert bad_rows >= 1 and "pictures record 7, transform 0 (Decode)" in caplog.text
+
+
+@pytest.mark.parametrize("limit, told", [
+    (dict(max_bad_fraction=0.05), "max_bad_fraction = 0.05 .* pictures record"),
+    (dict(max_bad=3), "max_bad = 3 .* pictures record")])
+def test_too_many_bad_records_end_the_run_naming_one(limit, told):
+  toy = toys.pictures(unreadable=tuple(range(10)), **limit)
+  batches = loader.train_batches(toy, B, sharding())
+  with pytest.raises(stream.DataError, match=told):
+    take(batches, 100)
+  with pytest.raises(stream.DataError):  # and it stays ended
+    next(batches)
+
+
+def test_few_bad_records_are_within_the_limit():
+  toy = toys.pictures(unreadable=(7,), max_bad_fraction=0.03, max_bad=100)
+  assert len(take(loader.train_batches(toy, B, sharding()), 20)) == 20
+
+
+def test_an_error_of_the_reader_surfaces_in_the_loop(monkeypatch):
+  toy = toys.pictures()
+
+  def record(self, row):
+    if row >= 2 * B:
+      raise MemoryError("no memory for the record")
+    return original(self, row)
+
+  original = stream.Stream.record
+  monkeypatch.setattr(stream.Stream, "record", record)
+  batches = loader.train_batches(toy, B, sharding())
+  assert [next(batches)[0], next(batches)[0]] == [0, 1]
+  with pytest.raises(MemoryError, match="no memory for the record"):
+    next(batches)
+
+
+def test_a_wrong_stream_fails_before_the_first_batch():
+  with pytest.raises(stream.DataError, match="not numeric"):
+    loader.train_batches(toys.pictures(toys.AUGMENT), B, sharding())
+
+
+def test_closed_batches_say_so_and_close_twice():
+  batches = loader.train_batches(toys.pictures(), B, sharding())
+  next(batches)
+  batches.close()
+  batches.close()
+  with pytest.raises(ValueError, match="closed"):
+    next(batches)
+
+
+@pytest.mark.parametrize("argument", [dict(batch_size=0), dict(workers=-1), dict(prefetch=0),
+                                      dict(start_step=-1), dict(read_threads=-1)])
+def test_arguments_out_of_range_are_named(argument):
+  arguments = dict(stream=toys.pictures(), batch_size=B, sharding=sharding()) | argument
+  with pytest.raises(ValueError, match=f"{next(iter(argument))} must be"):
+    loader.train_batches(**arguments)
