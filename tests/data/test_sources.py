@@ -4,6 +4,7 @@ import io
 import pickle
 import sys
 
+from etils import epath
 import numpy as np
 from PIL import Image
 import pytest
@@ -45,6 +46,7 @@ class TinyPairs(tfds.core.GeneratorBasedBuilder):
   """Twelve records; images are given as encoded files, for tfds encodes arrays with TensorFlow."""
 
   VERSION = tfds.core.Version("1.0.0")
+  code_path = epath.Path(__file__)  # else tfds looks for it with a package that is not installed
 
   def _info(self):
     return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({
