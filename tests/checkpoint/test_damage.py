@@ -3,8 +3,11 @@
 import logging
 import shutil
 
+from etils import epath
+import orbax.checkpoint as ocp
 import pytest
 
+from mmjax.checkpoint import checkpointer as module
 from mmjax.checkpoint.checkpointer import Checkpointer, CheckpointError
 from mmjax.checkpoint.digest import tree_digest
 from tests.checkpoint import toy
@@ -98,6 +101,32 @@ def test_half_written_checkpoint_is_ignored_and_removed(tmp_path):
 def test_half_deleted_checkpoint_is_ignored_and_removed(tmp_path):
   save(tmp_path, 10, 20)
   (tmp_path / "20" / "mmjax.deleted").touch()  # the first thing a deletion does
+  assert Checkpointer(tmp_path).latest() == 10
+  assert [path.name for path in tmp_path.iterdir()] == ["10"]
+
+
+def test_deletion_that_dies_midway_leaves_nothing_that_looks_complete(tmp_path, monkeypatch):
+  def die(path):
+    raise KeyboardInterrupt
+
+  checkpointer = Checkpointer(tmp_path, keep_last=1, async_=False)
+  checkpointer.save(10, toy.state(10))
+  with monkeypatch.context() as patch:
+    patch.setattr(type(epath.Path(tmp_path)), "rmtree", die)
+    with pytest.raises(KeyboardInterrupt):
+      checkpointer.save(20, toy.state(20))
+  assert (tmp_path / "10").exists() and Checkpointer(tmp_path, read_only=True).steps() == [20]
+
+
+def test_on_an_object_store_the_last_file_commits(tmp_path, monkeypatch):
+  # There is no rename there; the protocol is Orbax's, and runs on a local disk as well.
+  commit_file = ocp.options.AtomicityOptions(ocp.options.AtomicityMode.COMMIT_FILE)
+  assert module._atomicity(epath.Path("s3://bucket/run")) == commit_file
+  monkeypatch.setattr(module, "_atomicity", lambda path: commit_file)
+  save(tmp_path, 10, 20)
+  state, _ = Checkpointer(tmp_path).restore(toy.abstract(toy.state()))
+  assert tree_digest(state) == tree_digest(toy.state(20))
+  (tmp_path / "20" / "commit_success.txt").unlink()
   assert Checkpointer(tmp_path).latest() == 10
   assert [path.name for path in tmp_path.iterdir()] == ["10"]
 

@@ -45,7 +45,8 @@ def test_all_rules_at_once():
 
 @pytest.mark.parametrize("rules, word", [
     ((0, None, None), "keep_last"), ((1, 0, None), "keep_every_steps"),
-    ((1, None, ("loss", "lowest", 1)), "'max' or 'min'"), ((1, None, ("loss", "min", 0)), "how many")])
+    ((1, None, ("loss", "lowest", 1)), "'max' or 'min'"),
+    ((1, None, ("loss", "min", 0)), "how many")])
 def test_senseless_rules_are_refused(rules, word):
   with pytest.raises(ValueError, match=word):
     retention.check(*rules)

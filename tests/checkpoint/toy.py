@@ -1,4 +1,4 @@
-"""A small state with everything a real one has: nesting, bfloat16, NaN payloads, an optimizer, flags."""
+"""A small state with all that a real one has: nesting, bfloat16, NaN payloads, optimizer, flags."""
 
 import flax.struct
 import jax
@@ -38,7 +38,7 @@ def abstract(tree, sharding=None):
 
 
 def sharded(tree, data, fsdp):
-  """A sharding for every leaf on a mesh (data, fsdp): the first dimension over both, if it divides."""
+  """A sharding for every leaf on a mesh (data, fsdp): dimension 0 over both, if it divides."""
   mesh = jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
   def of(leaf):

@@ -1,8 +1,8 @@
-"""A run to be killed: a deterministic, donated update of a large state, saved after every few steps.
+"""A run to be killed: a deterministic, donated update of a large state, saved every few steps.
 
   python -m tests.faults.kill_child DIRECTORY MEGABYTES STEPS STEPS_BETWEEN_SAVES
 
-Prints `resumed N` at the start, `saving N` right before each save, and the state's digest at the end.
+Prints `resumed N` at the start, `saving N` right before each save, the state's digest at the end.
 """
 
 import functools

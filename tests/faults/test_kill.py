@@ -1,4 +1,4 @@
-"""kill -9 at random moments, many inside a write: the run ends in the state of an uninterrupted one.
+"""kill -9 at random moments, many inside a write: the run ends as an uninterrupted one does.
 
 By hand, with another size and more kills:  python -m tests.faults.test_kill 500 20
 """
@@ -19,7 +19,7 @@ from mmjax.checkpoint.digest import tree_digest
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS_BETWEEN_SAVES = 3
-SAVES_IN_A_LIFE = 2  # a child is killed at its first or second save, so there is always progress to lose
+SAVES_IN_A_LIFE = 2  # a child is killed at its first or second save
 
 
 def start(directory, megabytes, steps, steps_between_saves=STEPS_BETWEEN_SAVES):
