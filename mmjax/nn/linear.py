@@ -20,6 +20,28 @@ def logical(init, *axes):
   return nn.with_logical_partitioning(init, axes)
 
 
+@jax.custom_vjp
+def matmul(x, kernel):
+  """x @ kernel, [..., K] and [K, N], whose backward pass is quick on CPUs too.
+
+  JAX's own derivative forms the kernel's gradient transposed, for which XLA:CPU copies the larger
+  operand: a small ViT trains a tenth slower. Other devices compile both to the same.
+  """
+  return x @ kernel
+
+
+def _matmul_forward(x, kernel):
+  return x @ kernel, (x, kernel)
+
+
+def _matmul_backward(residuals, g):
+  x, kernel = residuals
+  return g @ kernel.T, jnp.einsum("...k,...n->kn", x, g)
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
 class Linear(nn.Module):
   """x @ kernel + bias over the last axes of x.
 
@@ -55,7 +77,8 @@ class Linear(nn.Module):
                         jnp.float32)
     # One contracted and one output axis: XLA:CPU is slower on several. The leading axes stay as
     # they are, since a merged axis could not keep the sharding of both.
-    y = x.astype(self.dtype).reshape(*batch, fans[0]) @ kernel.astype(self.dtype).reshape(fans)
+    y = matmul(x.astype(self.dtype).reshape(*batch, fans[0]),
+               kernel.astype(self.dtype).reshape(fans))
     y = y.reshape(*batch, *self.features)
     if self.use_bias:
       axes = self.axes[len(inputs):]
