@@ -10,10 +10,10 @@ from mmjax.data.scenes import attributes, chance
 
 SYNONYM = 0.2  # how often another word stands for a shape, size or material
 SHAPE_WORDS = {"sphere": ("ball",), "cube": ("block", "box"), "cylinder": ("drum", "can"),
-               "cone": ("cone",), "torus": ("ring", "donut"), "cross": ("3d cross",)}
+               "cone": ("cone",), "torus": ("ring", "donut"), "cross": ("plus",)}
 SIZE_WORDS = {"small": ("little", "tiny"), "large": ("big",)}
 MATERIAL_WORDS = {"matte": ("dull",), "metal": ("shiny", "metallic"), "striped": ("banded",)}
-PLURALS = {"box": "boxes", "torus": "tori", "cross": "crosses", "3d cross": "3d crosses"}
+PLURALS = {"box": "boxes", "torus": "tori", "cross": "crosses", "plus": "pluses"}
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 COLOURS, SHAPES = attributes.COLOURS, attributes.SHAPES
 
