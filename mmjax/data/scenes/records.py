@@ -2,8 +2,8 @@
 
 A record is a flat dict; a name with a slash is a field of every object. Pictures are encoded:
 
-  image     JPEG, quality 95 without chroma subsampling: a third of a PNG's decoding time and half its
-            size, with errors (about 1 of 255) below what resizing and jitter add
+  image     JPEG, quality 95 without chroma subsampling: a third of a PNG's decoding time and half
+            its size, with errors (about 1 of 255) below what resizing and jitter add
   depth     16-bit PNG, z along the optical axis in units of `1 / DEPTH_SCALE` metres
   normals   8-bit RGB PNG: (n + 1) * 127.5 of a unit normal, x right, y up, z to the camera
   semantic  8-bit PNG, labels of attributes.SEMANTIC

@@ -1,8 +1,8 @@
 """The distribution of scenes: which objects stand where, seen by which camera, in which room.
 
-A `Scene` describes; render.py draws it; captions.py and questions.py talk about it. Units are metres; the world
-has z up and the floor at z = 0. A moving scene is a sequence of `Scene`s of which each differs from
-the one before by `dataclasses.replace`.
+A `Scene` describes; render.py draws it; captions.py and questions.py talk about it. Units are
+metres; the world has z up and the floor at z = 0. A moving scene is a sequence of `Scene`s of which
+each differs from the one before by `dataclasses.replace`.
 """
 
 import dataclasses

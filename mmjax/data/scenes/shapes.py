@@ -20,7 +20,8 @@ BOUNDS = {
   "torus": (0.33, 1.09), "cross": (0.98, 1.08),
 }
 
-_CROSS_BARS = ((ARM, THICKNESS, THICKNESS), (THICKNESS, ARM, THICKNESS), (THICKNESS, THICKNESS, ARM))
+_CROSS_BARS = (
+  (ARM, THICKNESS, THICKNESS), (THICKNESS, ARM, THICKNESS), (THICKNESS, THICKNESS, ARM))
 _TORUS_STEPS = 12    # of sphere tracing; more do not change a 64-pixel picture
 _TORUS_TOUCH = 0.004  # distance that counts as a hit
 _INFINITE = np.float32(np.inf)
