@@ -16,7 +16,7 @@ class SampleCaption:
   """
 
   choose: str | int = "random"
-  key: str = "captions"
+  key: str = "caption"
   out: str = "caption"
 
   def __post_init__(self):

@@ -25,6 +25,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+import clu.metrics
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -35,14 +36,27 @@ Tree = Any
 
 
 @flax.struct.dataclass
-class Term:
-  """A weighted sum, not yet divided: float32 [] each. Its mean over the batch is sum / weight."""
+class Term(clu.metrics.Metric):
+  """A weighted mean before its division: of a loss or of a metric. `sum` and `weight` are float32 [].
+
+  Unlike `clu.metrics.Average`, weights may be fractions and large counts do not overflow.
+  """
 
   sum: jax.Array
   weight: jax.Array
 
-  def __add__(self, other: "Term") -> "Term":
+  @classmethod
+  def empty(cls) -> "Term":
+    """The term of nothing; merging it changes nothing."""
+    return cls(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
+
+  def merge(self, other: "Term") -> "Term":
+    """The term of both parts together."""
     return Term(self.sum + other.sum, self.weight + other.weight)
+
+  def compute(self) -> jax.Array:
+    """The mean, float32 []; nan of nothing."""
+    return self.sum / self.weight
 
   @property
   def mean(self) -> jax.Array:

@@ -37,41 +37,39 @@ def test_reduce_over_a_leading_axis_is_the_sum():
 
 
 def test_host_merges_in_float64():
-  host = HostMetrics(lag=0)
-  host.push(0, {"x": Term(np.float32(2**24), np.float32(2**24))})
-  for step in range(1, 4):
+  host = HostMetrics(every=4, lag=0)
+  host.push(1, {"x": Term(np.float32(2**24), np.float32(2**24))})
+  for step in range(2, 4):
     host.push(step, {"x": Term(np.float32(1), np.float32(0))})   # lost if added in float32
-  assert host.take().values["x"] == (2**24 + 3) / 2**24
+  window, = host.push(4, {"x": Term(np.float32(1), np.float32(0))})
+  assert window.values["x"] == (2**24 + 3) / 2**24
 
 
 def test_host_reads_a_step_only_after_lag_later_ones():
-  host = HostMetrics(lag=2)
+  host = HostMetrics(every=1, lag=2)
 
   class Unfinished:
     """A value that the device has not computed yet."""
     sum = property(lambda self: pytest.fail("read the step just launched"))
     weight = sum
 
-  host.push(0, {"loss": weigh(jnp.ones(3))})
-  host.push(1, {"loss": Unfinished()})
-  host.push(2, {"loss": Unfinished()})
-  assert host.take() == (0, 0, {"loss": 1.0})
-  assert host.take() == (None, None, {})
+  assert host.push(1, {"loss": weigh(jnp.ones(3))}) == []
+  assert host.push(2, {"loss": Unfinished()}) == []
+  assert host.push(3, {"loss": Unfinished()}) == [(1, 1, {"loss": 1.0})]
 
 
-def test_windows_cover_each_step_once():
-  host, windows = HostMetrics(lag=1), []
-  for step in range(10):
-    host.push(step, {"step": weigh(jnp.float32(step))})
-    if step % 4 == 3:
-      windows.append(host.take())
-  host.drain()
-  windows.append(host.take())
-  assert [(w.first, w.last) for w in windows] == [(0, 2), (3, 6), (7, 9)]
-  assert [w.values["step"] for w in windows] == [1.0, 4.5, 8.0]
+@pytest.mark.parametrize("lag", [0, 1, 3])
+def test_windows_end_at_multiples_and_cover_each_step_once(lag):
+  host, windows = HostMetrics(every=4, lag=lag), []
+  for step in range(3, 11):  # as after a resume from step 2
+    windows += host.push(step, {"step": weigh(jnp.float32(step))})
+  windows += host.drain()
+  assert [(w.first, w.last) for w in windows] == [(3, 4), (5, 8), (9, 10)]
+  assert [w.values["step"] for w in windows] == [3.5, 6.5, 9.5]
+  assert host.drain() == []
 
 
 def test_nothing_weighed_is_nan():
-  host = HostMetrics(lag=0)
-  host.push(0, {"loss": Term.empty()})
-  assert np.isnan(host.take().values["loss"])
+  host = HostMetrics(every=1, lag=0)
+  window, = host.push(1, {"loss": Term.empty()})
+  assert np.isnan(window.values["loss"])

@@ -1,0 +1,109 @@
+"""What the recipes share: sizes, the built-in data, evaluators. A recipe says what differs."""
+
+import difflib
+
+from ml_collections import ConfigDict
+
+# width, depth, heads: ViT (arXiv:2010.11929, table 1) and, for S, DeiT (arXiv:2012.12877, table 1).
+SIZES = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}
+
+# Labels of the built-in dataset in their order; a test compares them with mmjax/data/scenes.
+COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "white")
+SHAPES = ("sphere", "cube", "cylinder", "cone", "torus", "cross")
+PROMPTS = ("a {}", "a photo of a {}", "there is a {}")
+
+
+def variant(arg, *options):
+  """`arg`, by default the first of `options`; an unknown one is an error that names the nearest."""
+  arg = arg or options[0]
+  if arg not in options:
+    near = difflib.get_close_matches(arg, options, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown variant {arg!r}{hint} (valid: {', '.join(options)})")
+  return arg
+
+
+def scenes(split, *, count, size, length=32, choose="random", crop=None,
+           captions=("objects", "attributes"), **source):
+  """A stream of the built-in dataset: picture, one caption, and the labels of single objects.
+
+  Args:
+    choose: which caption, see the transform `SampleCaption`; captions: of which kinds.
+    crop: (low, high) area of a random crop, for training.
+    source: further arguments of `mmjax/data/sources/scenes.py`, such as objects=1.
+  """
+  augment = [{"name": "RandomResizedCrop", "size": size, "scale": crop}] if crop else []
+  resize = [] if crop else [{"name": "Resize", "size": size}]
+  return {
+      "source": {"name": "scenes", "split": split, "count": count, "captions": captions, **source},
+      "transforms": [
+          {"name": "Decode"}, *augment, *resize, {"name": "Normalise", "preset": "half"},
+          {"name": "SampleCaption", "choose": choose},
+          {"name": "Tokenise", "tokenizer": "scenes", "length": length},
+          {"name": "Keep", "keys": ["image", "text", "text_mask", "colour", "shape", "colour_shape"]},
+      ],
+      "shuffle": split == "train",
+  }
+
+
+def zero_shot(label, classes, data, length):
+  """The zero-shot evaluator for one label of single-object scenes."""
+  return {"name": "zero_shot", "label": label, "classes": classes, "templates": PROMPTS, "data": data,
+          "tokenise": {"name": "Tokenise", "tokenizer": "scenes", "length": length}}
+
+
+def scenes_evals(*, count, size, length, every_percent=None, suffix="", split="test"):
+  """Retrieval among 512 captions, and zero-shot colour, shape and both, on the built-in data."""
+  scene = dict(count=count, size=size, length=length)
+  single = scenes(split, objects=1, choose="first", **scene)
+  many = scenes(split, choose="first", captions=("attributes",), **scene)
+  pairs = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
+  evals = {
+      "retrieval": {"name": "retrieval", "max_records": 512, "distinct": True,
+                    "data": many},
+      "colour": zero_shot("colour", [f"{colour} object" for colour in COLOURS], single, length),
+      "shape": zero_shot("shape", SHAPES, single, length),
+      "both": zero_shot("colour_shape", pairs, single, length),
+  }
+  return {name + suffix: {**node, "every_percent": every_percent} for name, node in evals.items()}
+
+
+def towers(size, patch, pixels, *, length, vocab, out_dim, dtype="bfloat16", remat="full"):
+  """Image and text tower of equal trunk, as (image node, text node)."""
+  width, depth, heads = SIZES.get(size, size)
+  trunk = dict(width=width, depth=depth, heads=heads, out_dim=out_dim, dtype=dtype, remat=remat)
+  grid = (pixels // patch, pixels // patch)
+  return ({"name": "vit", "patch": patch, "grid": grid, **trunk},
+          {"name": "text", "vocab": vocab, "length": length, **trunk})
+
+
+def base(*, batch_size, **length):
+  """Keys that every run has; `length` is one of total_steps, total_examples, total_epochs."""
+  return ConfigDict({
+      "seed": 0, "batch_size": batch_size, **length, "micro_batches": 1,
+      "mesh": {"data": -1, "fsdp": 1}, "checkpoint": {"every_steps": 1000, "keep_last": 2},
+      "log_every_steps": 50,
+      "optim": {"name": "adamw", "lr": 1e-3, "weight_decay": 1e-4, "clip_norm": 1.0,
+                "schedule": {"name": "cosine", "warmup_percent": 10}},
+  }, convert_dict=True)
+
+
+def on_scenes(c, arg):
+  """Makes `c` small enough for a CPU: "smoke" runs in about a minute, "demo" in five."""
+  count, length, pixels = (2_000, 32, 64) if arg == "smoke" else (20_000, 32, 64)
+  size = (64, 2, 2) if arg == "smoke" else (96, 4, 3)
+  scene = dict(count=count, size=pixels, length=length)
+  c.data = scenes("train", crop=(0.8, 1.0), **scene)
+  c.eval_data = scenes("validation", **scene)
+  c.evals = scenes_evals(**scene)
+  c.evals.loss = {"name": "loss", "every_percent": 25, "batch_size": 64}
+  c.batch_size = 64
+  c.objective.image, c.objective.text = towers(
+      size, 8, pixels, length=length, vocab=1024, out_dim=size[0], dtype="float32", remat="none")
+  for tower in c.objective.image, c.objective.text:
+    tower.scan = False  # a looped trunk is quicker on a CPU
+  c.total_steps = 120 if arg == "smoke" else 1500
+  c.checkpoint.every_steps = 100 if arg == "smoke" else 500
+  c.log_every_steps = 20
+  c.optim.lr = 1e-3
+  return c

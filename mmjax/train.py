@@ -1,0 +1,138 @@
+"""The loop: one for every recipe."""
+
+import contextlib
+import logging
+import os
+import time
+from typing import Any
+
+import jax
+from etils import epath
+
+from mmjax.config import ConfigError
+from mmjax.data import loader
+from mmjax.optim import groups
+from mmjax.parallel import processes
+from mmjax.report import console, writers
+from mmjax.training import workdir as workdir_lib
+from mmjax.training.assemble import Run, assemble
+from mmjax.training.evaluate import Session
+from mmjax.training.hooks import Hooks
+
+log = logging.getLogger("mmjax")
+
+
+def train(config: dict[str, Any], workdir: str) -> dict[str, float]:
+  """Trains what `config` describes, from where `workdir` left off.
+
+  Returns:
+    The last value of every evaluator's metrics, under "evaluator/metric".
+
+  Raises:
+    ConfigError: the config cannot be used, or is not that of the run in `workdir`.
+    DataError: the data cannot be read.
+    Halted: a loss or gradient was not finite.
+  """
+  use_compilation_cache()
+  run = assemble(config)
+  path = workdir_lib.open_workdir(workdir, run)
+  with contextlib.ExitStack() as closing:
+    checkpointer = closing.enter_context(contextlib.closing(run.checkpoint.open(str(path / "checkpoints"))))
+    state, start = restore_or_create(run, checkpointer)
+    _announce(run, start)
+    outputs = _writers(path, run, start)
+    for writer in outputs:
+      closing.callback(writer.close)
+    session = Session(run, str(path / "evals"))
+    stop = closing.enter_context(processes.StopRequest())
+    watchdog = processes.Watchdog(run.settings.watchdog_seconds)
+    closing.callback(watchdog.close)
+    hooks = Hooks(run, checkpointer, outputs, session, stop)
+    step_fn = run.step_fn()
+
+    if start >= run.settings.total_steps:
+      return evaluate(run, state, session, outputs)
+    batches = loader.train_batches(run.stream, run.settings.batch_size, run.batch_sharding,
+                                   start_step=start, workers=run.loading.workers,
+                                   read_threads=run.loading.read_threads, prefetch=run.loading.prefetch)
+    closing.callback(batches.close)
+    with run.use():
+      for step, batch in batches:
+        if step == start:
+          began = time.monotonic()
+        state, metrics = step_fn(state, batch)  # returns at once; the device works on
+        if step == start:
+          log.info("first step compiled in %.1f s", time.monotonic() - began)
+        watchdog.mark()
+        hooks.after(step + 1, state, metrics)
+        if hooks.done:
+          break
+    checkpointer.wait()
+    return hooks.results
+
+
+def evaluate(run: Run, state: Any, session: Session, outputs: list) -> dict[str, float]:
+  """All evaluators of a run on one state, written under the state's step."""
+  session.load(state)
+  results = {}
+  for evaluation in run.evaluations:
+    scalars = session.evaluate(evaluation.name, evaluation.evaluator)
+    results |= scalars
+    for writer in outputs:
+      writer.write(int(state.step), scalars)
+  return results
+
+
+def restore_or_create(run: Run, checkpointer: Any) -> tuple[Any, int]:
+  """(state, step): of the newest complete checkpoint, or of a new run."""
+  if checkpointer.latest() is None:
+    return run.create_state(), 0
+  state, _ = checkpointer.restore(run.placed)
+  step = int(processes.fetch(state.step))
+  log.info("resuming from step %d", step)
+  return state, step
+
+
+def eval_workdir(workdir: str, step: int | None = None, config: dict | None = None) -> dict[str, float]:
+  """The evaluators on a checkpoint of a run.
+
+  Args:
+    step: of the checkpoint; default the newest.
+    config: instead of the run's own, for other evaluators; its model must be the same.
+  """
+  use_compilation_cache()
+  run = assemble(config or workdir_lib.read_config(workdir))
+  path = epath.Path(workdir)
+  with contextlib.closing(run.checkpoint.open(str(path / "checkpoints"), read_only=True)) as checkpointer:
+    if step is not None and step not in checkpointer.steps():
+      raise ConfigError(f"--step={step}: {workdir} has checkpoints of the steps {checkpointer.steps()}")
+    if checkpointer.latest() is None:
+      raise ConfigError(f"--workdir={workdir}: holds no complete checkpoint")
+    state, _ = checkpointer.restore(run.placed, step)
+  results = evaluate(run, state, Session(run, str(path / "evals")), [])
+  console.show(console.evaluation_table(f"step {int(state.step)}", results), lead=processes.is_lead())
+  return results
+
+
+def use_compilation_cache() -> None:
+  """Keeps compiled programs between runs: in JAX_COMPILATION_CACHE_DIR, or ~/.cache/mmjax/xla."""
+  if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/mmjax/xla"))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _announce(run: Run, start: int) -> None:
+  lead = processes.is_lead()
+  console.show(groups.format_table(run.optim_info.table), lead=lead)
+  for item in run.undivided:
+    log.warning("left whole, since the mesh does not divide it: %s", item)
+  log.info("%d steps of %d rows on mesh %s, from step %d", run.settings.total_steps, run.settings.batch_size,
+           dict(run.mesh.shape), start)
+
+
+def _writers(path: epath.Path, run: Run, start: int) -> list:
+  if not processes.is_lead():
+    return []
+  return [writers.Jsonl(str(path / "metrics.jsonl"), start),
+          writers.TensorBoard(str(path / "events"), start),
+          console.Console(run.settings.total_steps, start=start)]

@@ -1,0 +1,1 @@
+"""State, step, hooks and evaluation: the parts of the loop in `mmjax/train.py`."""

@@ -1,0 +1,103 @@
+"""Evaluation: what an evaluator may ask of a run, and the run's evaluators on their own schedules."""
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from mmjax.data import loader
+from mmjax.objectives.contract import Term
+from mmjax.parallel import mesh as mesh_lib
+from mmjax.parallel import processes
+from mmjax.training.assemble import Run
+from mmjax.training.state import EMA, TrainState
+from mmjax.training.step import make_eval_step, make_features
+
+Batch = Mapping[str, Any]
+
+
+class Session:
+  """What an evaluator sees: data, features, metrics, and a place for its arrays.
+
+  Compiled functions stay with the session, so one session serves all evaluations of a run.
+
+  Args:
+    directory: arrays that evaluators save go to `directory/<step>/<evaluator>.npz`; None: nowhere.
+  """
+
+  def __init__(self, run: Run, directory: str | None = None):
+    self._run = run
+    self._directory = directory
+    self._functions = {}
+    self._params = self._state = self._teachers = None
+    self._step, self._name = 0, ""
+
+  def load(self, state: TrainState) -> None:
+    """The weights to evaluate: the average of all parameters where the run keeps one."""
+    self._params = state.teachers.get(EMA, state.params)
+    self._state, self._teachers = state.state, state.teachers
+    self._step = int(state.step)
+
+  def batches(self, stream: Any, batch_size: int) -> Iterator[Batch]:
+    """Every record of `stream` once, in order; None is the run's own evaluation stream.
+
+    `batch_size` is rounded up to what the mesh divides; rows of padding have `valid` False.
+    """
+    stream = stream if stream is not None else self._run.eval_stream
+    if stream is None:
+      raise ValueError(f"evals.{self._name}: no data; set evals.{self._name}.data or eval_data")
+    sharding = self._run.batch_sharding
+    parts = len({str(index) for index in sharding.devices_indices_map((sharding.num_devices,)).values()})
+    with loader.eval_batches(stream, -(-batch_size // parts) * parts, sharding) as batches:
+      for _, batch in batches:
+        yield batch
+
+  def features(self, batch: Batch, want: tuple[str, ...] = ()) -> dict[str, jax.Array]:
+    """The objective's features of a batch with train=False; see `Objective.forward`."""
+    return self._call(("features", tuple(want)), batch)
+
+  def metrics(self, batch: Batch) -> dict[str, Term]:
+    """The objective's loss terms and metrics on a batch with train=False."""
+    return self._call(("metrics",), batch)
+
+  def fetch(self, tree: Any) -> Any:
+    """Global arrays as numpy on every process."""
+    return processes.fetch(tree)
+
+  def save(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Keeps arrays (a confusion matrix, neighbours) beside the run's metrics."""
+    if self._directory is None or not processes.is_lead():
+      return
+    path = epath.Path(self._directory) / str(self._step) / f"{self._name}-{name}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+      np.savez(file, **arrays)
+
+  def evaluate(self, name: str, evaluator: Any) -> dict[str, float]:
+    """One evaluator's metrics, under `name/metric`."""
+    self._name = name
+    with self._run.use():
+      return {f"{name}/{metric}": value for metric, value in evaluator.run(self).items()}
+
+  def _call(self, which: tuple, batch: Batch) -> Any:
+    if which not in self._functions:
+      seed = self._run.settings.seed
+      make = functools.partial(make_features, want=which[1]) if which[0] == "features" else make_eval_step
+      self._functions[which] = jax.jit(
+          make(self._run.objective, seed=seed),
+          out_shardings=None if which[0] == "features" else mesh_lib.replicated(self._run.mesh))
+    batch = jax.tree.map(self._on_mesh, dict(batch))
+    return self._functions[which](self._params, self._state, self._teachers, batch)
+
+  def _on_mesh(self, x: Any) -> jax.Array:
+    """What an evaluator made itself (prompts) is given to every device."""
+    return x if isinstance(x, jax.Array) else jax.device_put(x, mesh_lib.replicated(self._run.mesh))
+
+
+def due(run: Run, step: int) -> list:
+  """The evaluations whose turn it is after `step` updates; all of them at the end."""
+  last = step >= run.settings.total_steps
+  return [e for e in run.evaluations if last or (e.every_steps and step % e.every_steps == 0)]

@@ -1,0 +1,37 @@
+"""mmjax: multimodal pretraining in JAX."""
+
+import pathlib
+import re
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "mmjax/__init__.py").read_text()).group(1)
+
+setuptools.setup(
+    name="mmjax",
+    version=VERSION,
+    description="Multimodal pretraining in JAX: one loop, every recipe, from a laptop to a pod",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=(setuptools.find_packages(include=["mmjax", "mmjax.*"])
+              + setuptools.find_namespace_packages(include=["configs", "configs.*"])),
+    package_data={"mmjax.data.scenes": ["*.json"]},
+    entry_points={"console_scripts": ["mmjax = mmjax.cli:main"]},
+    install_requires=[
+        "absl-py", "array_record", "clu", "etils[epath]", "flax", "fsspec", "grain", "jax", "ml_collections",
+        "numpy", "opencv-python-headless", "optax", "orbax-checkpoint", "pillow", "rich", "sentencepiece",
+        "simplejpeg", "tensorboardX", "tensorflow-datasets", "tokenizers",
+    ],
+    extras_require={
+        "test": ["pytest", "pytest-xdist"],
+        "notebooks": ["matplotlib", "notebook", "nbclient"],
+        "plan": ["libtpu"],
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda12]"],
+        "gcs": ["gcsfs"],
+        "s3": ["s3fs"],
+    },
+)
