@@ -102,6 +102,7 @@ def on_scenes(c, arg):
       size, 8, pixels, length=length, vocab=1024, out_dim=size[0], dtype="float32", remat="none")
   for tower in c.objective.image, c.objective.text:
     tower.scan = False  # a looped trunk is quicker on a CPU
+  del c.total_examples
   c.total_steps = 120 if arg == "smoke" else 1500
   c.checkpoint.every_steps = 100 if arg == "smoke" else 500
   c.log_every_steps = 20

@@ -26,6 +26,8 @@ import ml_collections
 Node = dict[str, Any]
 HOME = pathlib.Path(__file__).resolve().parent.parent  # holds mmjax/ and configs/, installed or not
 
+UNITS = ("steps", "examples", "epochs", "percent")  # of any duration
+
 # Where a nested node with a `name` is looked up, by the place of the node around it.
 NESTED = {"mmjax.objectives": "mmjax.models", "mmjax.evals": "mmjax.data.transforms"}
 
@@ -114,7 +116,14 @@ def override(config: Node, path: str, text: str) -> None:
     old = _child(node, last, path, range(len(node)))
     node[int(last)] = parse(text, old)
   else:
+    for other in _other_units(last):  # total_steps=100 takes the place of total_epochs
+      node.pop(other, None)
     node[last] = parse(text, node.get(last))
+
+
+def _other_units(key: str) -> list[str]:
+  stem, _, unit = key.rpartition("_")
+  return [f"{stem}_{other}" for other in UNITS if other != unit] if stem and unit in UNITS else []
 
 
 def _child(node: Any, key: str, where: str, known: Iterable) -> Any:
@@ -290,7 +299,9 @@ def resolve_durations(node: Node, *, batch_size: int, epoch: int | None, total: 
     stem, _, unit = key.rpartition("_")
     if isinstance(value, dict):
       value = resolve_durations(value, batch_size=batch_size, epoch=epoch, total=total, path=where)
-    elif stem and unit in ("examples", "epochs", "percent") and value is not None:
+    elif stem and unit in UNITS[1:] and value is None:
+      key = f"{stem}_steps"
+    elif stem and unit in UNITS[1:]:
       known = total if unit == "percent" else rows[unit]
       if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise ConfigError(f"{where}: expected a number, not {value!r}")
