@@ -81,8 +81,8 @@ class DualEncoder(nn.Module):
     widths = [features[name].shape[-1] for name in ("image/embed", "text/embed")
               if name in features]
     if len(set(widths)) > 1:
-      raise ValueError(f"DualEncoder: the image embedding has width {widths[0]}, the text embedding "
-                       f"{widths[1]}; give the towers the same out_dim.")
+      raise ValueError(f"DualEncoder: the image embedding has width {widths[0]}, the text "
+                       f"embedding {widths[1]}; give the towers the same out_dim.")
     return features | self._scale()
 
   def _scale(self):
@@ -92,7 +92,8 @@ class DualEncoder(nn.Module):
       scale = jnp.minimum(scale, self.scale_max)
     if self.bias_init is None:
       return {"logit_scale": scale}
-    return {"logit_scale": scale, "logit_bias": self.param("logit_bias", _scalar(self.bias_init), ())}
+    bias = self.param("logit_bias", _scalar(self.bias_init), ())
+    return {"logit_scale": scale, "logit_bias": bias}
 
 
 def _scalar(value):

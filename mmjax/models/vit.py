@@ -161,8 +161,8 @@ class ViT(nn.Module):
     """What is added to the patches of a `grid`: float32 [N, D] or None."""
     if self.position == "learned":
       if grid != pair(self.grid):
-        raise ValueError(f"The image has {grid[0]}x{grid[1]} patches, but ViT.grid declares learned "
-                         f"positions for {self.grid[0]}x{self.grid[1]}.")
+        raise ValueError(f"The image has {grid[0]}x{grid[1]} patches, but ViT.grid declares "
+                         f"learned positions for {self.grid[0]}x{self.grid[1]}.")
       init = logical(nn.initializers.normal(self.width ** -0.5), "position", "embed")
       return self.param("position", init, (grid[0] * grid[1], self.width), jnp.float32)
     if self.position.startswith("sincos"):

@@ -9,7 +9,7 @@ import numpy as np
 
 def under(par, prefix):
   """The entries of a flat dict that begin with `prefix`, without it."""
-  return {name.removeprefix(prefix): value for name, value in par.items() if name.startswith(prefix)}
+  return {name.removeprefix(prefix): x for name, x in par.items() if name.startswith(prefix)}
 
 
 def _stack(layers):
@@ -94,7 +94,8 @@ def hf_siglip(par, image, text):
   vision, words = under(par, "vision_model."), under(par, "text_model.")
   head = under(vision, "head.attention.")
   names = [f"{name}_proj.{part}" for part in ("weight", "bias") for name in "qkv"]
-  head |= dict(zip(names, [*np.split(head["in_proj_weight"], 3), *np.split(head["in_proj_bias"], 3)]))
+  packed = [*np.split(head["in_proj_weight"], 3), *np.split(head["in_proj_bias"], 3)]
+  head |= dict(zip(names, packed))
   head = {f"attention.{name}": value for name, value in head.items()}
   return {
       "image": {

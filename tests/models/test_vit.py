@@ -38,7 +38,7 @@ def _close(got, want, atol=1e-5):
     dict(position="sincos_endpoint"),
 ])
 def test_kept_patches_keep_their_positions(fields):
-  """The order of `keep` carries nothing, since position is added before; all kept is none dropped."""
+  """The order of `keep` carries nothing, since position is added before; all is no dropping."""
   model = vit(pool="none", class_token=True, registers=2, **fields)
   params = _init(model)
   want = ("tokens", "prefix")
