@@ -1,0 +1,1 @@
+"""What a paper calls a model: one file each, named by `name` in a config."""

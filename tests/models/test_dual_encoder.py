@@ -128,7 +128,7 @@ def test_a_mistake_is_an_error_that_names_it(make, message):
 
 
 def test_eight_devices_equal_one():
-  """Parameters split four ways by `embed`, rows eight ways; with drop-path, forward and gradient."""
+  """Parameters split in four by `embed`, rows in eight; with drop-path; values and gradients."""
   model = _model()
   boxed = _init(model)
   params, keys = nn.unbox(boxed), jax.random.split(jax.random.key(3), 8)
