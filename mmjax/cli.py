@@ -1,7 +1,7 @@
 """The command line: mmjax train | eval | data.
 
-An error of the user's (config, data, workdir) is one line and a non-zero exit status; anything else keeps its
-traceback, since it is ours.
+An error of the user's (config, data, workdir) is one line and a non-zero exit status; anything else
+keeps its traceback, since it is ours.
 """
 
 import argparse
@@ -16,10 +16,12 @@ Train what a config describes. The same command again resumes from the newest ch
   mmjax train --config=contrastive/siglip:smoke --workdir=runs/siglip
   mmjax train --config=my/config.py:large --workdir=gs://bucket/run --config.optim.lr=3e-4
 
---config is a file (its `get_config(arg)` is called with what stands behind the colon) or the name of a
-config that comes with mmjax. Any value in it can be set by its path: --config.objective.image.width=512,
---config.data.transforms.1.size=96. Durations may be given as _steps, _examples, _epochs or _percent.
-The workdir holds config.json, provenance.json, log.txt, metrics.jsonl, TensorBoard events and checkpoints.
+--config is a file (its `get_config(arg)` is called with what stands behind the colon) or the name
+of a config that comes with mmjax. Any value in it can be set by its path:
+--config.objective.image.width=512, --config.data.transforms.1.size=96.
+Durations may be given as _steps, _examples, _epochs or _percent.
+The workdir holds config.json, provenance.json, log.txt, metrics.jsonl, TensorBoard events and
+checkpoints.
 """
 EVAL = """\
 Run the evaluators on a checkpoint of a workdir.
@@ -31,9 +33,10 @@ Run the evaluators on a checkpoint of a workdir.
 DATA = """\
 Look at what a config reads, or build the built-in dataset.
 
-  mmjax data --config=contrastive/siglip:smoke           records, shapes, digest, records/s, the first texts
+  mmjax data --config=contrastive/siglip:smoke           records, shapes, digest, speed, first texts
   mmjax data --config=contrastive/siglip:smoke --save=pictures.png
-  mmjax data --build=scenes --count=20000 --size=64      where: --data_dir, MMJAX_DATA_DIR or ~/.cache/mmjax
+  mmjax data --build=scenes --count=20000 --size=64      into --data_dir, or else MMJAX_DATA_DIR,
+                                                         or else ~/.cache/mmjax
 """
 
 
@@ -56,10 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _end(status: int) -> int:
-  """The exit status; in a job of several processes the end itself, since the others wait for this one."""
+  """The exit status; in a job of several processes the end itself, since the others wait."""
   import jax
   from mmjax.parallel import processes
-  if jax.process_count() > 1:
+  if jax.distributed.is_initialized():  # jax.process_count() would start the devices only to say 1
     processes.abort(status)
   return status
 
@@ -72,16 +75,18 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
   raw = argparse.RawDescriptionHelpFormatter
 
   def verb(name, text):
-    return verbs.add_parser(name, help=text.splitlines()[0], description=text, formatter_class=raw,
-                            allow_abbrev=False)
+    return verbs.add_parser(name, help=text.splitlines()[0], description=text,
+                            formatter_class=raw, allow_abbrev=False)
 
   train = verb("train", TRAIN)
   train.add_argument("--config", required=True, help="file.py[:arg] or shipped name[:arg]")
   train.add_argument("--workdir", required=True, help="directory of the run: local, gs:// or s3://")
-  train.add_argument("--coordinator", help="for jobs of several processes: 'auto' asks the cluster (TPU pod, "
-                     "Slurm, Kubernetes), else host:port of process 0")
-  train.add_argument("--processes", type=int, help="number of processes, with --coordinator=host:port")
-  train.add_argument("--process", type=int, help="number of this process, with --coordinator=host:port")
+  train.add_argument("--coordinator", help="for jobs of several processes: 'auto' asks the cluster "
+                     "(TPU pod, Slurm, Kubernetes), else host:port of process 0")
+  train.add_argument("--processes", type=int,
+                     help="number of processes, with --coordinator=host:port")
+  train.add_argument("--process", type=int,
+                     help="number of this process, with --coordinator=host:port")
 
   evaluate = verb("eval", EVAL)
   evaluate.add_argument("--workdir", required=True, help="directory of the run")
@@ -93,22 +98,28 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
   what.add_argument("--config", help="show what this config reads")
   what.add_argument("--build", choices=["scenes"], help="build the built-in dataset")
   data.add_argument("--save", help="with --config: write the first pictures to this PNG")
-  data.add_argument("--rows", type=int, default=256, help="with --config: rows to read (default 256)")
-  data.add_argument("--count", type=int, default=20_000, help="with --build: records in train")
-  data.add_argument("--size", type=int, default=64, help="with --build: pixels a side")
+  data.add_argument("--rows", type=int, default=256,
+                    help="with --config: rows to read (default 256)")
+  data.add_argument("--count", type=int, default=20_000,
+                    help="with --build: records in train (default 20000)")
+  data.add_argument("--size", type=int, default=64,
+                    help="with --build: pixels a side (default 64)")
   data.add_argument("--data_dir", help="with --build: where to")
 
   args, rest = parser.parse_known_args(argv)
+  fail = verbs.choices[args.verb].error
   overrides = {}
   while rest:
     flag, equals, text = rest.pop(0).partition("=")
-    if not flag.startswith("--config."):
-      verbs.choices[args.verb].error(f"unknown argument {flag!r}; see mmjax {args.verb} --help")
+    if not flag.startswith("--config.") or getattr(args, "build", None):
+      fail(f"unknown argument {flag!r}; see mmjax {args.verb} --help")
     if not equals:
       if not rest:
-        verbs.choices[args.verb].error(f"{flag} needs a value")
+        fail(f"{flag} needs a value")
       text = rest.pop(0)
     overrides[flag.removeprefix("--config.")] = text
+  if getattr(args, "rows", 1) < 1:
+    fail(f"--rows={args.rows}: must be at least 1")
   return args, overrides
 
 
@@ -132,14 +143,17 @@ def _eval(args, overrides):
 
 
 def _data(args, overrides):
-  from mmjax.data import inspect
-  if args.build:
-    inspect.build_scenes(args.count, args.size, args.data_dir)
-    return
   from mmjax import config
+  from mmjax.data import inspect
   from mmjax.training.assemble import make_stream
-  stream, _ = make_stream(config.load(args.config, overrides)["data"], "data")
-  inspect.show(stream, args.rows, args.save)
+  try:
+    if args.build:
+      inspect.build_scenes(args.count, args.size, args.data_dir)
+      return
+    stream, _ = make_stream(config.load(args.config, overrides).get("data"), "data")
+    inspect.show(stream, args.rows, args.save)
+  except ValueError as error:
+    raise config.ConfigError(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Configs: load, override, validate, and turn into objects.
 
-A config is a tree of plain values. A node with a `name` becomes an object: the name is a file in a folder
-(`objective.name = "contrastive"` is `mmjax/objectives/contrastive.py`, whose `build` is called), a class in a file
-(`Resize` in `mmjax/data/transforms.py`), or a dotted path to the user's own. The keys beside `name` are
-that callable's arguments: its signature is the schema, so an unknown key is an error with a suggestion.
+A config is a tree of plain values. A node with a `name` becomes an object: the name is a file in a
+folder (`objective.name = "contrastive"` is `mmjax/objectives/contrastive.py`, whose `build` is
+called), a class or function in a file (`Resize` in `mmjax/data/transforms.py`), or a dotted path to
+the user's own. The keys beside `name` are that callable's arguments: its signature is the schema,
+so an unknown key is an error with a suggestion.
 """
 
 import ast
@@ -18,7 +19,7 @@ import pkgutil
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -31,9 +32,15 @@ UNITS = ("steps", "examples", "epochs", "percent")  # of any duration
 # Where a nested node with a `name` is looked up, by the place of the node around it.
 NESTED = {"mmjax.objectives": "mmjax.models", "mmjax.evals": "mmjax.data.transforms"}
 
+PLAIN = {bool, int, float, str, tuple, list, dict, types.NoneType}  # kinds of values in a config
+KIND_NAMES = {types.NoneType: "None", tuple: "list", Mapping: "dict", Sequence: "list"}
+
 
 class ConfigError(ValueError):
   """A config that cannot be used: one line that names the path in the config and what to do."""
+
+  def __init__(self, message: str):
+    super().__init__(" ".join(message.split()))  # what libraries say may have several lines
 
 
 def load(spec: str, overrides: Mapping[str, str] | None = None) -> Node:
@@ -55,6 +62,8 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> Node:
   except (KeyError, ValueError, AttributeError, TypeError) as error:
     raise ConfigError(f"--config={spec}: {error}") from error
   config = plain(config)
+  if not isinstance(config, dict):
+    raise ConfigError(f"--config={spec}: get_config gave {config!r}, which is no ConfigDict")
   for path, text in (overrides or {}).items():
     override(config, path, text)
   return config
@@ -99,22 +108,24 @@ def plain(value: Any) -> Any:
 def override(config: Node, path: str, text: str) -> None:
   """Sets `config` at a dotted path from text, in place; a number addresses an item of a list.
 
-  The text is a Python literal, or a string where it is none or where a string stood before. Keys that the
-  config does not have yet are allowed here: whether they mean anything is seen when it is built.
+  See `parse` for the text. Keys and nodes that the config does not have yet are made: whether they
+  mean anything is seen when it is built.
 
   Raises:
-    ConfigError: the path leads through something that is not there.
+    ConfigError: the path leads through a plain value, or to an item that a list does not have.
   """
   *parents, last = path.split(".")
   node: Any = config
   for depth, key in enumerate(parents):
     where = ".".join(parents[:depth + 1])
-    node = _child(node, key, where, list(node) if isinstance(node, dict) else range(len(node)))
+    if isinstance(node, dict) and node.get(key) is None:
+      node[key] = {}
+    node = _item(node, key, where) if isinstance(node, list) else node[key]
     if not isinstance(node, (dict, list)):
-      raise ConfigError(f"{where}: is the value {node!r}, so it has no key {path[len(where) + 1:]!r}")
+      rest = path[len(where) + 1:]
+      raise ConfigError(f"{where}: is the value {node!r}, so it has no key {rest!r}")
   if isinstance(node, list):
-    old = _child(node, last, path, range(len(node)))
-    node[int(last)] = parse(text, old)
+    node[int(last)] = parse(text, _item(node, last, path))
   else:
     for other in _other_units(last):  # total_steps=100 takes the place of total_epochs
       node.pop(other, None)
@@ -126,24 +137,29 @@ def _other_units(key: str) -> list[str]:
   return [f"{stem}_{other}" for other in UNITS if other != unit] if stem and unit in UNITS else []
 
 
-def _child(node: Any, key: str, where: str, known: Iterable) -> Any:
-  try:
-    return node[int(key)] if isinstance(node, list) else node[key]
-  except (KeyError, IndexError, ValueError):
-    raise ConfigError(f"{where}: unknown{nearest(key, map(str, known))}") from None
+def _item(items: list, index: str, where: str) -> Any:
+  if not (index.isdecimal() and int(index) < len(items)):
+    raise ConfigError(f"{where}: no such item; the list has {len(items)}, counted from 0")
+  return items[int(index)]
 
 
 def parse(text: str, old: Any = None) -> Any:
-  """The value that `text` stands for, in place of `old`."""
+  """The value that `text` stands for, in place of `old`.
+
+  A Python literal, `true`, `false` or `null`; anything else is a string. In place of a string all
+  is a string except `None`.
+  """
+  if text in ("None", "null"):
+    return None
   if isinstance(old, str):
     return text
-  if text.lower() in ("true", "false", "none", "null"):
-    return {"true": True, "false": False}.get(text.lower())
+  if text.lower() in ("true", "false"):
+    return text.lower() == "true"
   try:
     value = plain(ast.literal_eval(text))
   except (ValueError, SyntaxError):
     return text
-  return float(value) if isinstance(old, float) and isinstance(value, int) else value
+  return float(value) if isinstance(old, float) and type(value) is int else value
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -157,11 +173,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def find(place: str, name: str, path: str) -> Any:
-  """The callable that `name` stands for in `place`, a package of files or a module of classes.
+  """The callable that `name` stands for in `place`, a package of files or a module of callables.
 
   Raises:
     ConfigError: nothing there has that name, or the user's module cannot be imported.
   """
+  if not isinstance(name, str):
+    raise ConfigError(f"{path}.name: expected a name in {place}, not {name!r}")
   if "." in name:
     return _users_own(name, path)
   module = importlib.import_module(place)
@@ -171,23 +189,21 @@ def find(place: str, name: str, path: str) -> Any:
     if name not in known:
       raise ConfigError(f"{path}.name: no {name!r} in {place}{nearest(name, known)}")
     return getattr(module, name)
-  files = [info.name for info in pkgutil.iter_modules(module.__path__)]
-  if name in files:
-    found = importlib.import_module(f"{place}.{name}")
-    if hasattr(found, "build"):
-      return found.build
-  known = [f for f in files if _binds_build(module.__path__[0], f)]
-  raise ConfigError(f"{path}.name: no {name!r} in {place}{nearest(name, known)}")
+  known = [info.name for info in pkgutil.iter_modules(module.__path__)
+           if _binds_build(pathlib.Path(module.__path__[0]) / f"{info.name}.py")]
+  if name not in known:
+    raise ConfigError(f"{path}.name: no {name!r} in {place}{nearest(name, known)}")
+  return importlib.import_module(f"{place}.{name}").build
 
 
-def _binds_build(folder: str, file: str) -> bool:
-  source = (pathlib.Path(folder) / f"{file}.py")
-  return source.is_file() and ("\nbuild = " in source.read_text() or "\ndef build(" in source.read_text())
+def _binds_build(file: pathlib.Path) -> bool:
+  source = file.read_text() if file.is_file() else ""
+  return "\nbuild = " in source or "\ndef build(" in source
 
 
 def _users_own(name: str, path: str) -> Any:
-  if "" not in sys.path and "." not in sys.path:  # a module beside the user, also under the console script
-    sys.path.append("")
+  if "" not in sys.path and "." not in sys.path:
+    sys.path.append("")  # a module beside the user, also under the console script
   try:
     return importlib.import_module(name).build
   except ModuleNotFoundError as error:
@@ -200,84 +216,118 @@ def _users_own(name: str, path: str) -> Any:
     raise ConfigError(f"{path}.name: {name} binds no `build`") from error
 
 
-def build(place: str, node: Node, path: str, **given: Any) -> Any:
+def build(place: str, node: Node, path: str, beside: Iterable[str] = (), **given: Any) -> Any:
   """The object that a node describes.
 
   Args:
     place: package or module in which `node["name"]` is looked up.
     path: where the node stands in the config, for errors.
+    beside: further keys that such a node may have and the caller has read, for errors.
     given: further arguments that the program knows and the config may not set.
 
   Raises:
-    ConfigError: unknown name or key, a value of the wrong kind, or what the callable says of its arguments.
+    ConfigError: unknown name or key, a value of the wrong kind, or what the callable says of its
+      arguments.
   """
-  node = dict(node)
-  name = node.pop("name", None)
-  if not isinstance(name, str):
-    raise ConfigError(f"{path}.name: is missing; it says which file of {place} to use")
-  target = find(place, name, path)
+  node = dict(check(node, dict, path))
+  if "name" not in node:
+    raise ConfigError(f"{path}.name: is missing; it says which of {place} to use")
+  target = find(place, node.pop("name"), path)
   nested = NESTED.get(place, place)
-  arguments = {}
+  values = {}
   for key, value in node.items():
     at = f"{path}.{key}"
-    if isinstance(value, dict) and "name" in value:
+    if _is_named(value):
       value = build(nested, value, at)
-    elif isinstance(value, list) and value and all(isinstance(v, dict) and "name" in v for v in value):
-      value = [build(nested, v, f"{at}.{i}") for i, v in enumerate(value)]
-    arguments[key] = value
-  return call(target, arguments, path, **given)
+    elif isinstance(value, list) and value and all(map(_is_named, value)):
+      value = [build(nested, item, f"{at}.{i}") for i, item in enumerate(value)]
+    values[key] = value
+  return call(target, values, path, ("name", *beside), **given)
 
 
-def call(target: Any, arguments: Node, path: str, **given: Any) -> Any:
-  """`target(**arguments, **given)` with the arguments checked against its signature."""
-  parameters = {name: p for name, p in inspect.signature(target).parameters.items()
-                if name not in given and name not in ("parent",)}
-  try:
-    hints = typing.get_type_hints(target if not inspect.isclass(target) else target.__init__)
-  except (NameError, TypeError):
-    hints = {}
-  checked = {}
-  for key, value in arguments.items():
-    if key not in parameters:
-      raise ConfigError(f"{path}.{key}: unknown key{nearest(key, set(parameters) - {'name'})}")
-    checked[key] = check(value, hints.get(key, Any), f"{path}.{key}")
-  missing = [name for name, p in parameters.items()
-             if p.default is p.empty and name not in checked and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-  if missing:
-    raise ConfigError(f"{path}.{missing[0]}: is missing and has no default")
+def _is_named(value: Any) -> bool:
+  return isinstance(value, dict) and "name" in value
+
+
+def call(target: Any, values: Node, path: str, beside: Iterable[str] = (), **given: Any) -> Any:
+  """`target(**values, **given)`, with the values checked by `arguments`."""
+  checked = arguments([target], values, path, given, beside)
+  for name, parameter in inspect.signature(target).parameters.items():
+    optional = parameter.default is not parameter.empty or parameter.kind in (
+        parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    if not optional and name not in checked and name not in given:
+      raise ConfigError(f"{_join(path, name)}: is missing and has no default")
   try:
     return target(**checked, **given)
   except ConfigError:
     raise
   except (ValueError, TypeError, FileNotFoundError) as error:
-    raise ConfigError(f"{path}: {error}") from error
+    raise ConfigError(f"{path}: {error}" if path else str(error)) from error
+
+
+def arguments(targets: list, values: Node, path: str, given: Iterable[str] = (),
+              beside: Iterable[str] = ()) -> Node:
+  """`values` as the signatures of `targets`, taken together, want them.
+
+  Args:
+    given: parameters that the config may not set.
+    beside: as in `build`.
+
+  Raises:
+    ConfigError: an unknown key, or a value of the wrong kind.
+  """
+  hints = {}
+  for target in targets:
+    try:
+      types_of = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except (NameError, TypeError):  # a user's own, with annotations that cannot be read
+      types_of = {}
+    hints |= {name: types_of.get(name, Any) for name in inspect.signature(target).parameters}
+  for name in ("parent", "name", *given):  # the first two are Linen's
+    hints.pop(name, None)
+  check_keys(values, hints, path, beside)
+  return {key: check(value, hints[key], _join(path, key)) for key, value in values.items()}
+
+
+def check_keys(node: Node, known: Iterable[str], path: str, beside: Iterable[str] = ()) -> None:
+  """Raises ConfigError at the first key of `node` that is not `known`; `beside` as in `build`."""
+  for key in node:
+    if key not in known:
+      raise ConfigError(f"{_join(path, key)}: unknown key{nearest(key, [*known, *beside])}")
 
 
 def check(value: Any, hint: Any, path: str) -> Any:
-  """`value` as the annotation `hint` asks: int to float, list to tuple; ConfigError if it is another kind."""
-  options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-  kinds = [typing.get_origin(option) or option for option in options]
-  if Any in kinds or not all(isinstance(kind, type) for kind in kinds):
-    return tuple(value) if isinstance(value, list) else value
+  """`value` as the annotation `hint` asks: int to float, list to tuple.
+
+  Raises:
+    ConfigError: it is of another kind.
+  """
+  options = [hint]
+  if typing.get_origin(hint) in (typing.Union, types.UnionType):
+    options = typing.get_args(hint)
+  kinds = tuple(typing.get_origin(option) or option for option in options)
   if isinstance(value, list) and list not in kinds:
     value = tuple(value)
-  if value is None and types.NoneType in kinds:
-    return None
-  plain_kinds = {bool, int, float, str, tuple, list, dict, types.NoneType}
-  if not isinstance(value, (bool, int, float, str, tuple, list, dict, types.NoneType)):
-    return value  # an object that was built; its own users will say if it does not fit
-  if isinstance(value, bool) and bool not in kinds or not isinstance(value, tuple(kinds)):
-    if isinstance(value, int) and not isinstance(value, bool) and float in kinds:
-      return float(value)
-    if set(kinds) <= plain_kinds or not isinstance(value, dict):
-      wanted = " or ".join(sorted(kind.__name__ for kind in kinds)).replace("NoneType", "none")
-      raise ConfigError(f"{path}: expected {wanted}, not {value!r}")
-  return value
+  if Any in kinds or not all(isinstance(kind, type) for kind in kinds):
+    return value
+  if type(value) is int and float in kinds and int not in kinds:
+    return float(value)
+  of_kind = isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds)
+  if of_kind or type(value) not in PLAIN:  # an object that was built says itself if it does not fit
+    return value
+  if isinstance(value, dict) and not set(kinds) & PLAIN - {types.NoneType}:
+    raise ConfigError(f"{path}.name: is missing; it says what the keys beside it are for")
+  wanted = [KIND_NAMES.get(kind, kind.__name__) for kind in kinds]
+  raise ConfigError(f"{path}: expected {' or '.join(wanted)}, not {value!r}")
 
 
 def fields(cls: type, node: Node | None, path: str) -> Any:
-  """The dataclass `cls` from a node without a `name` (mesh, checkpoint, log ...)."""
+  """The dataclass `cls` from a node without a `name` (checkpoint, loading ...)."""
   return call(cls, dict(node or {}), path)
+
+
+def _join(path: str, key: str) -> str:
+  return f"{path}.{key}" if path else key
 
 
 def resolve_durations(node: Node, *, batch_size: int, epoch: int | None, total: int | None,
@@ -295,12 +345,13 @@ def resolve_durations(node: Node, *, batch_size: int, epoch: int | None, total: 
   rows = {"examples": 1, "epochs": epoch}
   result: Node = {}
   for key, value in node.items():
-    where = f"{path}.{key}" if path else key
+    where = _join(path, key)
     stem, _, unit = key.rpartition("_")
     if isinstance(value, dict):
-      value = resolve_durations(value, batch_size=batch_size, epoch=epoch, total=total, path=where)
+      value = resolve_durations(value, batch_size=batch_size, epoch=epoch, total=total,
+                                path=where)
     elif stem and unit in UNITS[1:] and value is None:
-      key = f"{stem}_steps"
+      continue  # not given
     elif stem and unit in UNITS[1:]:
       known = total if unit == "percent" else rows[unit]
       if not isinstance(value, (int, float)) or isinstance(value, bool):

@@ -25,6 +25,9 @@ def show(stream, rows: int, save: str | None = None) -> None:
     stream: a Stream or a Mixture.
     rows: how many rows to read.
     save: write the first pictures, side by side, to this PNG.
+
+  Raises:
+    ValueError: pictures are to be saved and there are none.
   """
   parts = getattr(stream, "streams", (stream,))
   for part in parts:
@@ -34,7 +37,8 @@ def show(stream, rows: int, save: str | None = None) -> None:
   began = time.process_time()
   records = [stream.record(row) for row in range(rows)]
   bad = [(row, str(r["error"])) for row, r in enumerate(records) if not r["valid"]]
-  print(f"{rows} rows at {rows / max(1e-9, time.process_time() - began):.0f} rows a CPU-second, {len(bad)} bad")
+  speed = rows / max(1e-9, time.process_time() - began)
+  print(f"{rows} rows at {speed:.0f} rows a CPU-second, {len(bad)} bad")
   for row, error in bad[:5]:
     print(f"  row {row}: {error}")
   _show_texts(parts, records[:5])
@@ -55,9 +59,12 @@ def _show_texts(parts, records) -> None:
 
 def _save_pictures(records, save: str) -> None:
   """Each picture is stretched to its own range, since normalisation has moved it."""
-  images = [r["image"].astype(np.float32) for r in records[:4 * COLUMNS] if r["valid"]]
-  stretched = [255 * (x - x.min()) / max(1e-6, float(np.ptp(x))) for x in images]
-  rows = [np.concatenate(stretched[i:i + COLUMNS], axis=1)
-          for i in range(0, len(stretched) - len(stretched) % COLUMNS, COLUMNS)]
-  Image.fromarray(np.concatenate(rows).astype(np.uint8)).save(save)
-  print(f"{save}: the first {len(rows) * COLUMNS} pictures")
+  images = [r["image"].astype(np.float32) for r in records[:4 * COLUMNS]
+            if r["valid"] and "image" in r]
+  if not images:
+    raise ValueError(f"--save={save}: no picture among the first {len(records)} rows")
+  tiles = [255 * (x - x.min()) / max(1e-6, float(np.ptp(x))) for x in images]
+  tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % COLUMNS)
+  rows = [np.concatenate(tiles[i:i + COLUMNS], axis=1) for i in range(0, len(tiles), COLUMNS)]
+  Image.fromarray(np.concatenate(rows).astype(np.uint8)).save(save, format="PNG")
+  print(f"{save}: the first {len(images)} pictures")

@@ -1,7 +1,7 @@
-"""From a config to the objects of a run: mesh, data, objective, optimizer, and how the state lies on the mesh.
+"""From a config to the objects of a run: mesh, data, objective, optimizer, and the state's layout.
 
-`train`, `eval` and whoever wants to compile the very same step begin here. Nothing is computed and no
-parameter is made.
+`train`, `eval` and whoever wants to compile the very same step begin here. Nothing is computed and
+no parameter is made.
 """
 
 import dataclasses
@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.errors import FlaxError
 from jax.sharding import Mesh
 
 from mmjax import config as config_lib
+from mmjax.checkpoint import retention
 from mmjax.checkpoint.checkpointer import Checkpointer
 from mmjax.config import ConfigError
 from mmjax.data import tokenizers
@@ -22,12 +24,14 @@ from mmjax.data.mixture import Mixture
 from mmjax.data.stream import Stream
 from mmjax.objectives.contract import Objective
 from mmjax.optim import build as optim_lib
+from mmjax.optim import groups as optim_groups
 from mmjax.parallel import mesh as mesh_lib
 from mmjax.training import flops
 from mmjax.training import state as state_lib
 from mmjax.training.step import make_train_step
 
 Node = dict[str, Any]
+LENGTHS = ("total_steps", "total_examples", "total_epochs")  # of the run; one is given
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,8 @@ class Settings:
 
   Attributes:
     objective: {"name": a file in `mmjax/objectives/`, and its arguments}.
-    data: {"source": {"name": ...}, "transforms": [...], ...} or {"mixture": {...}}, see `make_stream`.
+    data: {"source": {"name": ...}, "transforms": [...], ...} or {"mixture": {...}}, see
+      `make_stream`.
     optim: optimizer, learning rate, schedule and parameter groups, see `mmjax/optim/build.py`; and
       `ema_decay`, which keeps an average of all parameters for evaluation.
     total_steps: length of the run (or `total_examples`, `total_epochs`).
@@ -67,6 +72,11 @@ class Settings:
   log_every_steps: int = 50
   watchdog_seconds: float | None = None
 
+  def __post_init__(self):
+    _at_least(1, self, "total_steps", "micro_batches", "log_every_steps")
+    if self.watchdog_seconds is not None and self.watchdog_seconds <= 0:
+      raise ValueError(f"watchdog_seconds: must be positive or None, not {self.watchdog_seconds}")
+
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSettings:
@@ -74,13 +84,18 @@ class CheckpointSettings:
 
   Attributes:
     every_steps: saves at multiples of it, and at the end.
-    keep_last, keep_every_steps, keep_best: as in `Checkpointer`; `keep_best` is (metric, "max" or "min", count).
+    keep_last, keep_every_steps, keep_best: as in `Checkpointer`; `keep_best` is (metric, "max" or
+      "min", count).
   """
 
   every_steps: int = 1000
   keep_last: int = 2
   keep_every_steps: int | None = None
   keep_best: tuple | None = None
+
+  def __post_init__(self):
+    _at_least(1, self, "every_steps")
+    retention.check(self.keep_last, self.keep_every_steps, self.keep_best)
 
   def open(self, directory: str, read_only: bool = False) -> Checkpointer:
     return Checkpointer(directory, keep_last=self.keep_last, keep_every_steps=self.keep_every_steps,
@@ -89,11 +104,21 @@ class CheckpointSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Loading:
-  """How a process reads its rows: worker processes (0: threads only), threads, batches in advance."""
+  """How a process reads its rows: worker processes (0: none), threads, batches in advance."""
 
   workers: int = 0
   read_threads: int = 4
   prefetch: int = 2
+
+  def __post_init__(self):
+    _at_least(0, self, "workers", "read_threads")
+    _at_least(1, self, "prefetch")
+
+
+def _at_least(least: int, settings: Any, *names: str) -> None:
+  for name in names:
+    if getattr(settings, name) < least:
+      raise ValueError(f"{name}: must be at least {least}, not {getattr(settings, name)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +132,7 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """All that a config describes. `abstract` is the state's shapes; `shardings` where each leaf lies."""
+  """All that a config describes. `abstract` is the state's shapes; `shardings` their places."""
 
   settings: Settings
   config: Node
@@ -137,8 +162,8 @@ class Run:
   @property
   def placed(self) -> state_lib.TrainState:
     """`abstract` with each leaf's sharding in it: what a checkpoint is restored to."""
-    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-                        self.abstract, self.shardings)
+    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    return jax.tree.map(place, self.abstract, self.shardings)
 
   def create_state(self) -> state_lib.TrainState:
     """The state before the first step, made where it will lie."""
@@ -158,7 +183,7 @@ class Run:
                    out_shardings=(self.shardings, mesh_lib.replicated(self.mesh)), donate_argnums=0)
 
   def model_flops(self) -> int | None:
-    """FLOPs of one step's forward and backward pass, nothing computed twice; None if they can't be seen."""
+    """FLOPs of one step, nothing computed twice; None if they can't be seen."""
     plain = _without_remat(self.config["objective"])
     objective = config_lib.build("mmjax.objectives", plain, "objective")
     step = make_train_step(objective, self.optimizer, seed=0, ema_decay=self.ema_decay)
@@ -173,36 +198,32 @@ def assemble(config: Node, devices: list | None = None) -> Run:
 
   Raises:
     ConfigError: with the path in the config.
+    DataError: the data cannot be read.
   """
-  top = _resolve_top(config)
-  settings = config_lib.fields(Settings, top, "config")
+  settings, _ = _settings(config, epoch=1)  # its keys are looked at before any data is built
   mesh = _mesh(settings, devices)
   stream, loading = make_stream(settings.data, "data")
-  resolved = _resolve_durations(top, settings, stream)
-  settings = config_lib.fields(Settings, resolved, "config")
+  settings, resolved = _settings(config, epoch=_records(stream))
 
   eval_stream = make_stream(settings.eval_data, "eval_data")[0] if settings.eval_data else None
   objective = config_lib.build("mmjax.objectives", settings.objective, "objective")
   _check_vocabulary(objective, stream)
-  evaluations = _evaluations(settings.evals)
+  evaluations = _evaluations(settings.evals, eval_stream)
   checkpoint = config_lib.fields(CheckpointSettings, settings.checkpoint, "checkpoint")
   _check_best(checkpoint, evaluations)
   batch = _abstract_batch(stream, settings.batch_size)
-  node, ema_decay = dict(settings.optim), settings.optim.get("ema_decay")
-  node.pop("ema_decay", None)
-  try:
-    boxed, _ = jax.eval_shape(objective.init, jax.random.key(0), batch)
-    optimizer, info = optim_lib.from_config(node, mesh_lib.unbox(boxed), settings.total_steps)
-  except (ValueError, TypeError, KeyError) as error:
-    where = "" if str(error).startswith("optim") else "objective: "
-    raise ConfigError(f"{where}{error}") from error
+  boxed = _abstract_params(objective, batch)
+  _check_rules(settings.rules, boxed)
+  optimizer, info, ema_decay = _optimizer(settings.optim, mesh_lib.unbox(boxed),
+                                          settings.total_steps)
   abstract = jax.eval_shape(functools.partial(
       state_lib.create, objective, optimizer, seed=settings.seed, ema=ema_decay is not None), batch)
   shardings, undivided = state_lib.shardings(objective, abstract, batch, mesh, settings.rules)
   return Run(
       settings=settings, config=resolved, mesh=mesh, stream=stream, loading=loading,
-      eval_stream=eval_stream, evaluations=evaluations, checkpoint=checkpoint, objective=objective, optimizer=optimizer, optim_info=info, ema_decay=ema_decay,
-      abstract_batch=batch, abstract=abstract, shardings=shardings, undivided=undivided)
+      eval_stream=eval_stream, evaluations=evaluations, checkpoint=checkpoint, objective=objective,
+      optimizer=optimizer, optim_info=info, ema_decay=ema_decay, abstract_batch=batch,
+      abstract=abstract, shardings=shardings, undivided=undivided)
 
 
 def make_stream(node: Node, path: str) -> tuple[Stream | Mixture, Loading]:
@@ -212,79 +233,136 @@ def make_stream(node: Node, path: str) -> tuple[Stream | Mixture, Loading]:
   `mmjax/data/transforms.py`, ...}], "shuffle": bool, "seed": int, "max_bad_fraction": float}, or
   {"mixture": {name: the same, and "weight"}}.
   """
+  node = config_lib.check(node, dict, path)
   own = {f.name for f in dataclasses.fields(Loading)}
   loading = config_lib.fields(Loading, {k: v for k, v in node.items() if k in own}, path)
   rest = {key: value for key, value in node.items() if key not in own}
   if "mixture" not in rest:
-    return _single(rest, path), loading
-  parts = rest.pop("mixture")
+    return _single(rest, path, own | {"mixture"}), loading
+  parts = config_lib.check(rest.pop("mixture"), dict, f"{path}.mixture")
   streams, weights = [], []
   for index, (name, part) in enumerate(sorted(parts.items())):
     where = f"{path}.mixture.{name}"
+    part = {"seed": index, **config_lib.check(part, dict, where)}
     if "weight" not in part:
       raise ConfigError(f"{where}.weight: is missing")
-    stream = _single({"seed": index, **{k: v for k, v in part.items() if k != "weight"}}, where)
-    streams.append(stream)
-    weights.append(part["weight"])
-  return config_lib.call(Mixture, rest, path, streams=tuple(streams), weights=tuple(weights)), loading
+    weights.append(config_lib.check(part.pop("weight"), float, f"{where}.weight"))
+    streams.append(_single(part, where, {"weight"}))
+  mixture = config_lib.call(Mixture, rest, path, streams=tuple(streams), weights=tuple(weights))
+  return mixture, loading
 
 
-def _single(node: Node, path: str) -> Stream:
+def _single(node: Node, path: str, around: set[str]) -> Stream:
+  """One stream; `around` are the keys that may stand beside its own, for the error message."""
+  own = {f.name for f in dataclasses.fields(Stream)}
+  config_lib.check_keys(node, own | around, path)
   if not isinstance(node.get("source"), dict):
-    raise ConfigError(f"{path}.source: is missing; give the name of a file in mmjax/data/sources")
+    raise ConfigError(f"{path}.source.name: is missing; it says which of mmjax.data.sources to use")
   source = config_lib.build("mmjax.data.sources", node["source"], f"{path}.source")
+  items = config_lib.check(node.get("transforms", ()), tuple, f"{path}.transforms")
   transforms = tuple(
       config_lib.build("mmjax.data.transforms", item, f"{path}.transforms.{i}")
-      for i, item in enumerate(node.get("transforms", ())))
+      for i, item in enumerate(items))
   rest = {key: value for key, value in node.items() if key not in ("source", "transforms")}
   return config_lib.call(Stream, rest, path, source=source, transforms=transforms)
 
 
-def _evaluations(nodes: Node) -> tuple[Evaluation, ...]:
+def _evaluations(nodes: Node, eval_stream: Stream | Mixture | None) -> tuple[Evaluation, ...]:
   result = []
   for name, node in nodes.items():
-    path, node = f"evals.{name}", dict(node)
-    every = node.pop("every_steps", None)
-    data = make_stream(node.pop("data"), f"{path}.data")[0] if node.get("data") else None
-    node.pop("data", None)
+    path = f"evals.{name}"
+    node = dict(config_lib.check(node, dict, path))
+    every = config_lib.check(node.pop("every_steps", None), int | None, f"{path}.every_steps")
+    data = node.pop("data", None)
+    stream = make_stream(data, f"{path}.data")[0] if data else None
     evaluator = config_lib.build("mmjax.evals", {"name": name, **node}, path,
-                                 **({"data": data} if data else {}))
+                                 ("every_steps", "data"), **({"data": stream} if data else {}))
+    if getattr(evaluator, "data", eval_stream) is None and eval_stream is None:
+      raise ConfigError(f"{path}.data: is missing, and there is no eval_data to take instead")
+    if getattr(evaluator, "batch_size", 1) < 1:
+      raise ConfigError(f"{path}.batch_size: must be at least 1, not {evaluator.batch_size}")
     result.append(Evaluation(name, evaluator, every))
   return tuple(result)
 
 
+def _abstract_params(objective: Objective, batch: Node) -> Any:
+  """The shapes of the parameters, boxed with their logical axis names."""
+  try:
+    return jax.eval_shape(objective.init, jax.random.key(0), batch)[0]
+  except KeyError as error:
+    raise ConfigError(f"objective: the batch has no {error}; data gives {', '.join(batch)}"
+                      ) from error
+  except (ValueError, TypeError, FlaxError) as error:
+    raise ConfigError(f"objective: {error}") from error
+
+
+def _check_rules(rules: Node, boxed: Any) -> None:
+  """A rule for an axis that nothing has would be passed over silently."""
+  boxes = jax.tree.leaves(boxed, is_leaf=optim_groups.is_box)
+  axes = {axis for box in boxes for axis in getattr(box, "names", ()) if axis}
+  config_lib.check_keys(rules, axes | set(mesh_lib.RULES), "rules")
+
+
+def _optimizer(node: Node, params: Any, total_steps: int
+               ) -> tuple[optax.GradientTransformation, optim_lib.Info, float | None]:
+  """`optim` as (transformation, info, ema_decay); its keys are those of the signatures."""
+  node = {"name": "adamw", **node}
+  schedule = {"name": "cosine", **(config_lib.check(
+      node.get("schedule"), dict | None, "optim.schedule") or {})}
+  direction = config_lib.find("mmjax.optim.optimizers", node.pop("name"), "optim")
+  shape = config_lib.find("mmjax.optim.schedules", schedule.pop("name"), "optim.schedule")
+  targets = [optim_lib.build, direction, _ema]
+  checked = config_lib.arguments(targets, node, "optim", ("params", "total_steps", "hyper"),
+                                 ("name",))
+  checked["schedule"] = {"name": shape.__name__, **config_lib.arguments(
+      [shape], schedule, "optim.schedule", ("total_steps",), ("name",))}
+  for i, rule in enumerate(checked.get("groups", ())):
+    path = f"optim.groups.{i}"
+    config_lib.fields(optim_groups.Rule, config_lib.check(rule, dict, path), path)
+  ema_decay = config_lib.call(_ema, {"ema_decay": checked.pop("ema_decay", None)}, "optim")
+  try:
+    optimizer, info = optim_lib.from_config(checked, params, total_steps)
+  except (ValueError, TypeError) as error:
+    raise ConfigError(str(error) if str(error).startswith("optim") else f"optim: {error}"
+                      ) from error
+  return optimizer, info, ema_decay
+
+
+def _ema(ema_decay: float | None = None) -> float | None:
+  """Decay of the average of all parameters; None for no average."""
+  if ema_decay is not None and not 0 <= ema_decay < 1:
+    raise ValueError(f"ema_decay: must be at least 0 and below 1, not {ema_decay}")
+  return ema_decay
+
+
 def _check_best(checkpoint: CheckpointSettings, evaluations: tuple[Evaluation, ...]) -> None:
   """The metric that decides what is kept must be one that some evaluator gives."""
-  best, names = checkpoint.keep_best, [e.name for e in evaluations]
-  if best and best[0].split("/")[0] not in names:
-    raise ConfigError(f"checkpoint.keep_best: {best[0]!r} is no evaluator's metric"
-                      + config_lib.nearest(best[0].split("/")[0], names))
+  if not checkpoint.keep_best:
+    return
+  metric, names = str(checkpoint.keep_best[0]), [e.name for e in evaluations]
+  if metric.split("/")[0] not in names:
+    raise ConfigError(f"checkpoint.keep_best: {metric!r} is no evaluator's metric"
+                      + config_lib.nearest(metric.split("/")[0], names))
 
 
-def _resolve_top(config: Node) -> Node:
-  """`total_steps` from examples; from epochs it must wait for the data, so the key stays None till then."""
-  top = dict(config)
-  units = [u for u in ("steps", "examples", "epochs") if top.get(f"total_{u}") is not None]
-  if len(units) != 1:
-    raise ConfigError("total_steps: give the run's length as total_steps, total_examples or total_epochs"
-                      + (f", not as {' and '.join(units)}" if units else ""))
-  amount = top.pop(f"total_{units[0]}")
-  for unit in ("steps", "examples", "epochs"):
-    top.pop(f"total_{unit}", None)
-  if units[0] == "epochs":
-    stream, _ = make_stream(top["data"], "data")
-    amount = amount * _records(stream)
-  if units[0] != "steps":
-    amount = max(1, round(amount / top["batch_size"]))
-  return {**top, "total_steps": amount}
-
-
-def _resolve_durations(top: Node, settings: Settings, stream) -> Node:
-  fixed = {key: top[key] for key in ("data", "eval_data", "objective") if key in top}
-  rest = {key: value for key, value in top.items() if key not in fixed}
-  rest = config_lib.resolve_durations(rest, batch_size=settings.batch_size, epoch=_records(stream),
-                                      total=settings.total_steps)
-  return {**rest, **fixed}
+def _settings(config: Node, epoch: int) -> tuple[Settings, Node]:
+  """The top level and the whole config with durations in steps, an epoch being so many records."""
+  length = {key: config[key] for key in LENGTHS if config.get(key) is not None}
+  if len(length) != 1:
+    raise ConfigError(f"total_steps: give the run's length as one of {', '.join(LENGTHS)}"
+                      + (f", not as {' and '.join(length)}" if length else ""))
+  if "batch_size" not in config:
+    raise ConfigError("batch_size: is missing and has no default")
+  batch_size = config_lib.check(config["batch_size"], int, "batch_size")
+  if batch_size < 1:
+    raise ConfigError(f"batch_size: must be at least 1, not {batch_size}")
+  resolve = functools.partial(config_lib.resolve_durations, batch_size=batch_size, epoch=epoch)
+  length = resolve(length, total=None)
+  total = config_lib.check(length["total_steps"], int, "total_steps")
+  fixed = {key: config[key] for key in ("data", "eval_data", "objective") if key in config}
+  rest = {key: value for key, value in config.items() if key not in (*fixed, *LENGTHS)}
+  resolved = {**resolve(rest, total=total), **length, **fixed}
+  return config_lib.fields(Settings, resolved, ""), resolved
 
 
 def _records(stream) -> int:
@@ -296,7 +374,7 @@ def _mesh(settings: Settings, devices) -> Mesh:
   mesh = config_lib.call(mesh_lib.make_mesh, settings.mesh, "mesh", devices=devices)
   try:
     rows = mesh_lib.batch_sharding(mesh, settings.rules)
-  except ValueError as error:
+  except (ValueError, TypeError) as error:
     raise ConfigError(f"rules: {error}") from error
   parts = rows.num_devices // _copies(rows)
   if settings.batch_size % (parts * settings.micro_batches):
@@ -309,25 +387,30 @@ def _mesh(settings: Settings, devices) -> Mesh:
 def _copies(sharding) -> int:
   axes = sharding.spec[0] if sharding.spec else None
   axes = (axes,) if isinstance(axes, str) else axes or ()
-  return sharding.num_devices // int(np.prod([sharding.mesh.shape[axis] for axis in axes], initial=1))
+  parts = np.prod([sharding.mesh.shape[axis] for axis in axes], initial=1)
+  return sharding.num_devices // int(parts)
 
 
 def _abstract_batch(stream, batch_size: int) -> Node:
-  batch = {key: jax.ShapeDtypeStruct((batch_size, *spec.shape), spec.dtype)
-           for key, spec in stream.spec.items()}
+  try:
+    spec = stream.spec
+  except ValueError as error:  # the parts of a mixture differ
+    raise ConfigError(f"data: {error}") from error
+  batch = {key: jax.ShapeDtypeStruct((batch_size, *one.shape), one.dtype)
+           for key, one in spec.items()}
   return {**batch, "row": jax.ShapeDtypeStruct((batch_size, 2), jnp.uint32),
           "valid": jax.ShapeDtypeStruct((batch_size,), jnp.bool_)}
 
 
 def _check_vocabulary(objective: Objective, stream) -> None:
-  """A tokenizer with more ids than the model has embeddings would be clamped silently by the device."""
+  """A tokenizer with more ids than the model has embeddings would be clamped silently."""
   room = getattr(getattr(objective, "text", None), "vocab", None)
   parts = getattr(stream, "streams", (stream,))
   for name in {t.tokenizer for part in parts for t in part.transforms if hasattr(t, "tokenizer")}:
     size = tokenizers.load(name).vocab_size
     if room is not None and size > room:
-      raise ConfigError(f"objective.text.vocab: {room} is too small for the tokenizer {name!r}, which "
-                        f"has {size} ids")
+      raise ConfigError(f"objective.text.vocab: {room} is too small for the tokenizer {name!r}, "
+                        f"which has {size} ids")
 
 
 def _without_remat(node: Any) -> Any:
