@@ -10,7 +10,12 @@ SIZES = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}
 # Labels of the built-in dataset in their order; a test compares them with mmjax/data/scenes.
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "white")
 SHAPES = ("sphere", "cube", "cylinder", "cone", "torus", "cross")
-PROMPTS = ("a {}", "a photo of a {}", "there is a {}")
+# A prompt names colour and shape, as captions do; what is not asked for is averaged over.
+PROMPTS = {
+    "colour": [f"a {{}} {shape}" for shape in SHAPES],
+    "shape": [f"a {colour} {{}}" for colour in COLOURS],
+    "colour_shape": ["a {}", "there is a {}"],
+}
 
 
 def variant(arg, *options):
@@ -48,24 +53,34 @@ def scenes(split, *, count, size, length=32, choose="random", crop=None,
 
 def zero_shot(label, classes, data, length):
   """The zero-shot evaluator for one label of single-object scenes."""
-  return {"name": "zero_shot", "label": label, "classes": classes, "templates": PROMPTS, "data": data,
+  return {"name": "zero_shot", "label": label, "classes": classes, "templates": PROMPTS[label], "data": data,
           "tokenise": {"name": "Tokenise", "tokenizer": "scenes", "length": length}}
 
 
-def scenes_evals(*, count, size, length, every_percent=None, suffix="", split="test"):
-  """Retrieval among 512 captions, and zero-shot colour, shape and both, on the built-in data."""
+def scenes_evals(*, count, size, length, every_percent=None, unseen=False):
+  """Retrieval among 512 captions, and zero-shot colour, shape and both, on the test split.
+
+  Args:
+    unseen: the same on the compositional split too, whose colour-shape pairs are never trained on, and
+      retrieval in which captions may repeat.
+  """
   scene = dict(count=count, size=size, length=length)
-  single = scenes(split, objects=1, choose="first", **scene)
-  many = scenes(split, choose="first", captions=("attributes",), **scene)
   pairs = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
-  evals = {
-      "retrieval": {"name": "retrieval", "max_records": 512, "distinct": True,
-                    "data": many},
-      "colour": zero_shot("colour", [f"{colour} object" for colour in COLOURS], single, length),
-      "shape": zero_shot("shape", SHAPES, single, length),
-      "both": zero_shot("colour_shape", pairs, single, length),
-  }
-  return {name + suffix: {**node, "every_percent": every_percent} for name, node in evals.items()}
+  evals = {}
+  for split, suffix in (("test", ""), ("compositional", "_unseen")) if unseen else (("test", ""),):
+    single = scenes(split, objects=1, choose="first", **scene)
+    many = scenes(split, choose="first", captions=("attributes",), **scene)
+    among = {"name": "retrieval", "max_records": 512, "data": many}
+    evals |= {
+        f"retrieval{suffix}": {**among, "distinct": True},
+        f"colour{suffix}": zero_shot("colour", COLOURS, single, length),
+        f"shape{suffix}": zero_shot("shape", SHAPES, single, length),
+        f"both{suffix}": zero_shot("colour_shape", pairs, single, length),
+    }
+  if unseen:
+    short = scenes("test", choose="first", captions=("objects",), **scene)
+    evals["repeated"] = {"name": "retrieval", "max_records": 512, "data": short}
+  return {name: {**node, "every_percent": every_percent} for name, node in evals.items()}
 
 
 def towers(size, patch, pixels, *, length, vocab, out_dim, dtype="bfloat16", remat="full"):
@@ -95,7 +110,7 @@ def on_scenes(c, arg):
   scene = dict(count=count, size=pixels, length=length)
   c.data = scenes("train", crop=(0.8, 1.0), **scene)
   c.eval_data = scenes("validation", **scene)
-  c.evals = scenes_evals(**scene)
+  c.evals = scenes_evals(**scene, unseen=arg == "demo")
   c.evals.loss = {"name": "loss", "every_percent": 25, "batch_size": 64}
   c.batch_size = 64
   c.objective.image, c.objective.text = towers(

@@ -4,6 +4,11 @@ __version__ = "0.1.0"
 
 
 def digest(workdir: str) -> dict:
-  """SHA-256 of what the newest checkpoint in `workdir` holds, see `mmjax.checkpoint.digest`."""
+  """Prints and returns SHA-256 of params, optimizer, state and teachers in the newest checkpoint of a run.
+
+  Equal digests are equal bits; see `mmjax/checkpoint/digest.py`.
+  """
   from mmjax.checkpoint import digest as checkpoint_digest
-  return checkpoint_digest.digest(workdir)
+  result = checkpoint_digest.digest(workdir)
+  print("\n".join(f"{name:9} {value}" for name, value in result.items()))
+  return result

@@ -56,7 +56,7 @@ class Checkpointer:
                keep_best: tuple[str, str, int] | None = None, async_: bool = True,
                read_only: bool = False):
     retention.check(keep_last, keep_every_steps, keep_best)
-    self._directory = epath.Path(directory)
+    self._directory = _absolute(directory)
     self._keep = dict(keep_last=keep_last, keep_every_steps=keep_every_steps, keep_best=keep_best)
     self._best_metric = keep_best[0] if keep_best else None
     self._async = async_
@@ -301,6 +301,12 @@ def _atomicity(directory):
   modes = ocp.options.AtomicityMode
   remote = "://" in str(directory)
   return ocp.options.AtomicityOptions(modes.COMMIT_FILE if remote else modes.ATOMIC_RENAME)
+
+
+def _absolute(directory):
+  """Orbax wants absolute paths; a bucket's is one as it stands."""
+  path = epath.Path(directory)
+  return path if "://" in str(directory) else path.resolve()
 
 
 def _is_complete(path):

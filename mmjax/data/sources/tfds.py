@@ -28,11 +28,11 @@ class Tfds:
     return record if self.keys is None else {key: record[key] for key in self.keys}
 
 
-def build(name: str, split: str, data_dir: str | None = None, keys: tuple | None = None):
+def build(dataset: str, split: str, data_dir: str | None = None, keys: tuple | None = None):
   """The source of a dataset's split.
 
   Args:
-    name: "dataset", "dataset/config" or either with ":version".
+    dataset: "name", "name/config" or either with ":version".
     split: e.g. "train", or a part of it as in "train[:90%]".
     data_dir: the folder of prepared datasets; None is tfds' own default.
     keys: the record's keys to read; None is all.
@@ -40,23 +40,23 @@ def build(name: str, split: str, data_dir: str | None = None, keys: tuple | None
   Raises:
     ValueError: no such dataset, split or key (with the nearest name), or not stored as ArrayRecord.
   """
-  builder = _builder(name, data_dir)
+  builder = _builder(dataset, data_dir)
   features = builder.info.features
   images = [key for key in features if isinstance(features[key], tfds.features.Image)]
   splits = list(builder.info.splits)
   if not splits:
-    raise ValueError(f"the dataset {name!r} is not prepared under {builder.data_path}; {_HINT}")
+    raise ValueError(f"the dataset {dataset!r} is not prepared under {builder.data_path}; {_HINT}")
   part = split.split("[")[0]
   if part not in splits and "+" not in split:
-    raise ValueError(f"the dataset {name!r} has no split {part!r}{_nearest(part, splits)}")
+    raise ValueError(f"the dataset {dataset!r} has no split {part!r}{_nearest(part, splits)}")
   for key in keys or ():
     if key not in features:
-      raise ValueError(f"the dataset {name!r} has no key {key!r}{_nearest(key, features)}")
+      raise ValueError(f"the dataset {dataset!r} has no key {key!r}{_nearest(key, features)}")
   try:
     records = builder.as_data_source(
         split, decoders={key: tfds.decode.SkipDecoding() for key in images})
   except NotImplementedError as error:
-    raise ValueError(f"the dataset {name!r} is not stored as ArrayRecord; {_HINT}") from error
+    raise ValueError(f"the dataset {dataset!r} is not stored as ArrayRecord; {_HINT}") from error
   full_name = f"{builder.info.full_name}[{split}]"
   return Tfds(records, full_name, _digest(builder, split), None if keys is None else tuple(keys))
 
