@@ -38,7 +38,7 @@ class Jsonl:
             and (step is None or record["step"] <= step)]
     self._text = "".join(line + "\n" for line in kept)
     if self._text != before:
-      _replace(self._path, self._text)
+      replace_text(self._path, self._text)
     self._file = None if _is_remote(self._path) else self._path.open("a")
     self._uploaded = time.monotonic()
 
@@ -115,7 +115,7 @@ def _is_remote(path: epath.Path) -> bool:
   return "://" in str(path)
 
 
-def _replace(path: epath.Path, text: str) -> None:
+def replace_text(path: epath.Path, text: str) -> None:
   """Puts `text` in the place of the file; a kill leaves the old one or the new one."""
   if _is_remote(path):  # an object is replaced whole
     path.write_text(text)

@@ -21,7 +21,7 @@ from mmjax.training.state import TrainState
 
 log = logging.getLogger("mmjax")
 TRIVIAL_SHARE = 0.01   # a loss within this share of its trivial value has learned nothing yet
-TRIVIAL_AFTER = 0.2    # ... which is worth a warning after this share of the run
+TRIVIAL_AFTER = 0.3    # ... which is worth a warning after this share of the run
 
 
 class Halted(RuntimeError):

@@ -20,6 +20,7 @@ from etils import epath
 from mmjax import config as config_lib
 from mmjax.config import ConfigError
 from mmjax.parallel import processes
+from mmjax.report import writers
 from mmjax.training.assemble import Run
 
 CONFIG, PROVENANCE, LOG = "config.json", "provenance.json", "log.txt"
@@ -47,9 +48,9 @@ def open_workdir(workdir: str, run: Run) -> epath.Path:
     _compare(workdir, before, run.config)
   processes.barrier("workdir")
   if processes.is_lead():
-    (path / CONFIG).write_text(config_lib.to_json(run.config) + "\n")
+    writers.replace_text(path / CONFIG, config_lib.to_json(run.config) + "\n")
     history = (_read(path / PROVENANCE) or []) + [provenance(run)]
-    (path / PROVENANCE).write_text(json.dumps(history, indent=2) + "\n")
+    writers.replace_text(path / PROVENANCE, json.dumps(history, indent=2) + "\n")
     _log_to(path / LOG)
   return path
 
@@ -111,7 +112,13 @@ def _compare(workdir: str, before: dict, config: dict) -> None:
 
 
 def _read(path: epath.Path) -> Any:
-  return json.loads(path.read_text()) if path.exists() else None
+  if not path.exists():
+    return None
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise ConfigError(f"{path}: is damaged ({error}); mend or remove it, the checkpoints do not need it"
+                      ) from error
 
 
 def _git() -> dict[str, Any] | None:
