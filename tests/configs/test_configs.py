@@ -1,0 +1,142 @@
+"""Every shipped recipe, in every variant: it assembles, its model gives its features, it trains."""
+
+import functools
+import importlib
+import io
+import pathlib
+import re
+
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+from configs import common
+from mmjax import config as config_lib
+from mmjax import train
+from mmjax.config import ConfigError
+from mmjax.data.scenes import attributes
+from mmjax.data.sources import scenes
+from mmjax.training.assemble import assemble
+from mmjax.training.step import make_features
+
+RECIPES = config_lib.shipped()
+
+
+def docstring(name):
+  return importlib.import_module("configs." + name.replace("/", ".")).__doc__
+
+
+def variants(name):
+  """The names after "Variants:", without what stands in brackets."""
+  listed = re.search(r"Variants: (.*?)\.\n", docstring(name), re.DOTALL).group(1)
+  return [word.strip() for word in re.sub(r"\(.*?\)", "", listed, flags=re.DOTALL).split(",")]
+
+
+class FakeScenes:
+  """Records of the kinds that `scenes` gives, at no cost."""
+
+  name, digest = "fake", "0"
+
+  def __init__(self, captions):
+    self.captions = captions
+
+  def __len__(self):
+    return 4000  # about as many as the built-in train split has of one object
+
+  def __getitem__(self, i):
+    file = io.BytesIO()
+    Image.fromarray(np.full((64, 64, 3), i % 256, np.uint8)).save(file, "JPEG")
+    return {"id": str(i), "image": file.getvalue(), "num_objects": 1,
+            "caption": [f"a {kind} of a red cube" for kind in self.captions],
+            "colour": i % 8, "shape": i % 6, "colour_shape": i % 48}
+
+
+@pytest.fixture
+def fake_scenes(monkeypatch):
+  @functools.wraps(scenes.build)  # so that a config's keys are checked against the real signature
+  def build(captions=attributes.COMPLETE_CAPTIONS, **rest):
+    return FakeScenes(captions)
+
+  monkeypatch.setattr(scenes, "build", build)
+
+
+def test_the_recipes_are_there():
+  assert {"contrastive/clip", "contrastive/siglip", "supervised/vit"} <= set(RECIPES)
+
+
+@pytest.mark.parametrize(
+    "name, variant", [(name, variant) for name in RECIPES for variant in variants(name)])
+def test_variant_assembles_and_its_model_gives_its_features(name, variant, fake_scenes):
+  run = assemble(config_lib.load(f"{name}:{variant}"))
+  batch_size = run.settings.batch_size
+  with run.use():
+    features = jax.eval_shape(
+        make_features(run.objective, seed=0), run.abstract.params, run.abstract.state,
+        run.abstract.teachers, run.abstract_batch)
+  if run.settings.objective["name"] == "classification":
+    assert features["logits"].shape == (batch_size, run.objective.model.classes)
+  else:
+    image, text = features["image/embed"], features["text/embed"]
+    assert image.shape == text.shape == (batch_size, run.objective.image.out_dim)
+    assert features["logit_scale"].shape == ()
+  assert {x.dtype for x in features.values()} == {np.dtype("float32")}
+  assert {x.dtype for x in jax.tree.leaves(run.abstract.params)} == {np.dtype("float32")}
+  for evaluation in run.evaluations:
+    stream = evaluation.evaluator.data or run.eval_stream
+    label = getattr(evaluation.evaluator, "label", "image")
+    assert {label, "image"} <= set(stream.spec), evaluation.name
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_unknown_variant_is_an_error_that_names_those_of_the_docstring(name):
+  with pytest.raises(ConfigError) as error:
+    config_lib.load(f"{name}:smokee")
+  listed = ", ".join(variants(name))
+  assert f"unknown variant 'smokee'; did you mean 'smoke'? (valid: {listed})" in str(error.value)
+  assert "smoke" in variants(name)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_docstring_holds_paper_command_figure_and_differences(name):
+  text = docstring(name)
+  assert re.search(r"arXiv:\d{4}\.\d{5}", text)
+  assert re.search(r"\nPublished: .*\d", text) and re.search(r"\nDiffers here: \S", text)
+  commands = re.findall(r"mmjax train --config=(\S+) --workdir=\S+((?: --config\.\S+)*)", text)
+  assert (f"{name}:smoke", "") in commands
+  for spec, overrides in commands:
+    pairs = (flag.removeprefix("--config.").split("=", 1) for flag in overrides.split())
+    config_lib.load(spec, dict(pairs))
+
+
+def test_labels_are_those_of_the_dataset():
+  assert common.COLOURS == attributes.COLOURS
+  assert common.SHAPES == attributes.SHAPES
+
+
+@pytest.fixture(scope="module")
+def small_scenes(tmp_path_factory):
+  """A folder with 200 scenes, and 20 in each of the other splits."""
+  folder = tmp_path_factory.mktemp("scenes")
+  scenes.build(count=200, data_dir=str(folder))
+  return str(folder)
+
+
+def _with_count(node, count):
+  """The config with `count` scenes wherever it reads scenes."""
+  if isinstance(node, dict):
+    changed = {key: _with_count(value, count) for key, value in node.items()}
+    return {**changed, "count": count} if node.get("name") == "scenes" else changed
+  return [_with_count(value, count) for value in node] if isinstance(node, list) else node
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_smoke_variant_trains_and_evaluates(name, small_scenes, tmp_path, monkeypatch):
+  monkeypatch.setenv("MMJAX_DATA_DIR", small_scenes)
+  config = _with_count(config_lib.load(f"{name}:smoke", {"total_steps": "3"}), 200)
+  results = train.train(config, str(tmp_path))
+  for evaluator in config["evals"]:
+    values = [value for metric, value in results.items() if metric.startswith(f"{evaluator}/")]
+    assert values and np.isfinite(values).all(), evaluator
+  assert [path.name for path in pathlib.Path(tmp_path, "checkpoints").glob("[0-9]*")] == ["3"]
