@@ -142,7 +142,13 @@ def test_the_config_used_for_these_errors_is_itself_right(node):
     ("evals.retrieval.batchsize=4", r"^evals.retrieval.batchsize: .* did you mean 'batch_size'"),
     ("evals.loss.evry_steps=4", r"^evals.loss.evry_steps: .* did you mean 'every_steps'"),
     ("evals.loss.data.sorce=4", r"^evals.loss.data.sorce: .* did you mean 'source'"),
+    ("evals.zero_shot={'classes': ['a', 'b'], 'tokenise': {'name': 'Tokenise', 'lenth': 8}}",
+     r"^evals.zero_shot.tokenise.lenth: unknown key; did you mean 'length'"),
     # Unknown names.
+    ("data.source={'name': 'scenes', 'split': 'trian'}", r"^data.source: .* nearest is 'train'"),
+    ("data.source={'name': 'tfds', 'split': 'train'}", r"^data.source.dataset: is missing"),
+    ("data.transforms.1={'name': 'Tokenise', 'tokenizer': 'scens', 'length': 8}",
+     r"^data.transforms.1: no tokenizer 'scens'; expected 'bytes', 'scenes'"),
     ("objective.name=contrastiv", r"^objective.name: no 'contrastiv' .* mean 'contrastive'"),
     ("objective.name=contract", r"^objective.name: no 'contract' .*valid: classification, contr"),
     ("objective.name=my_lab.thing", r"^objective.name: cannot import 'my_lab.thing'"),

@@ -18,7 +18,7 @@ FLOORS = {
     "mmjax.train": {"mmjax.training", "mmjax.config", "mmjax.data", "mmjax.optim",
                     "mmjax.parallel", "mmjax.report"},
     "mmjax.training": {"mmjax.objectives", "mmjax.config", "mmjax.data", "mmjax.optim",
-                       "mmjax.parallel", "mmjax.checkpoint"},
+                       "mmjax.parallel", "mmjax.checkpoint", "mmjax.report"},
     "mmjax.evals": set(),
     "mmjax.objectives": {"mmjax.models", "mmjax.nn", "mmjax.losses", "mmjax.masking",
                          "mmjax.parallel"},
@@ -57,8 +57,8 @@ def within(name, place):
 
 
 def floor_of(module):
-  # "mmjax" itself is the package's __init__, not the place of all that is in it.
-  places = [place for place in FLOORS if within(module, place) and (place != "mmjax")]
+  # "mmjax" is the package's own __init__, not the place of all that is in it.
+  places = [place for place in FLOORS if within(module, place) and place != "mmjax"]
   return max(places, key=len) if places else module
 
 
