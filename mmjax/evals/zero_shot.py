@@ -34,6 +34,8 @@ class ZeroShot:
   batch_size: int = 256
 
   def __post_init__(self):
+    if not callable(self.tokenise):
+      raise ValueError("zero_shot.tokenise must be a transform; its node needs name='Tokenise'")
     if len(set(self.classes)) < max(2, len(self.classes)):
       raise ValueError(f"zero_shot.classes needs two distinct names or more, got {self.classes}")
     wrong = [template for template in self.templates if template.count("{}") != 1]

@@ -42,6 +42,9 @@ class Contrastive(Objective):
     wrong = [name for name in self.losses if name not in LOSSES]
     if wrong or not self.losses:
       raise ValueError(f"losses: {wrong or 'none given'}; valid names: {', '.join(LOSSES)}")
+    odd = [name for name, weight in self.losses.items() if not isinstance(weight, (int, float))]
+    if odd:
+      raise ValueError(f"losses.{odd[0]}: expected a number, its weight")
     if "sigmoid" in self.losses and self.bias_init is None:
       raise ValueError("bias_init: the sigmoid loss needs a bias (SigLIP starts at -10)")
 

@@ -31,7 +31,7 @@ RULES = {
 }
 
 
-def make_mesh(data=-1, fsdp=1, devices=None):
+def make_mesh(data: int = -1, fsdp: int = 1, devices: list | None = None) -> Mesh:
   """Arranges devices on the axes `AXES`; one axis may be -1, meaning all devices that remain.
 
   Args:
