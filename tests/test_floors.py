@@ -92,3 +92,8 @@ def test_the_package_loads_without_tensorflow_and_torch():
           "print([m for m in ('tensorflow', 'torch') if m in sys.modules])")
   result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
   assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+def test_every_folder_is_a_package_that_an_installation_brings_along():
+  folders = {path.parent for path in (ROOT / "mmjax").rglob("*.py")}
+  assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []

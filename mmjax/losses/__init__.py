@@ -1,0 +1,1 @@
+"""Pure functions on arrays: one formula, one function, one reference."""

@@ -1,0 +1,1 @@
+"""The device mesh, logical axis rules, sharded losses, and the processes of a job."""
