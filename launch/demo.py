@@ -34,8 +34,9 @@ def main(workdir: str, picture: str | None = None) -> None:
   state = restored(run, workdir)
   session = Session(run)
   model = train.evaluate(run, state, session, [])
+  train_stream = getattr(run.stream, "streams", (run.stream,))[0]
   baseline = colour_histogram.evaluate(
-      run.stream, {e.name: e.evaluator for e in run.evaluations if e.name != "loss"},
+      train_stream, {e.name: e.evaluator for e in run.evaluations if e.name != "loss"},
       default=run.eval_stream)
   rows = [(title(figure), percent(model, figure), percent(baseline, figure), percent(model, f"{figure}/chance"),
            percent(model, f"{figure}/ceiling")) for figure in FIGURES]

@@ -5,6 +5,7 @@ import math
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from mmjax.losses import classification as losses
 from mmjax.objectives.contract import Objective, weigh
@@ -14,7 +15,7 @@ from mmjax.objectives.contract import Objective, weigh
 class Classification(Objective):
   """`image` [B, H, W, C] to one of `model.classes` labels, `batch[label]` int32 [B]; negative ones are left out.
 
-  Features: "logits" float32 [B, classes], "image/pooled" [B, D], and what else the model knows ("image/...").
+  Features: "logits" float32 [B, classes], "image/pooled" float32 [B, D], and what else the model knows ("image/...").
 
   Attributes:
     model: an image encoder with `classes` outputs.
@@ -40,7 +41,7 @@ class Classification(Objective):
                                      want=want)
     logits = extra.pop("logits")
     features = {f"image/{name}": value for name, value in extra.items()}
-    return {**features, "image/pooled": pooled, "logits": logits}, {}
+    return {**features, "image/pooled": pooled.astype(jnp.float32), "logits": logits}, {}
 
   def terms(self, ctx, params, features, batch):
     labels = batch[self.label]

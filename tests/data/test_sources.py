@@ -51,14 +51,14 @@ class TinyPairs(tfds.core.GeneratorBasedBuilder):
   def _info(self):
     return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({
         "image": tfds.features.Image(shape=(None, None, 3)), "id": np.int64,
-        "captions": tfds.features.Sequence(tfds.features.Text())}))
+        "caption": tfds.features.Sequence(tfds.features.Text())}))
 
   def _split_generators(self, manager):
     return {"train": self._generate_examples(12), "test": self._generate_examples(3)}
 
   def _generate_examples(self, n):
     for i in range(n):
-      yield i, {"image": png(i), "id": i, "captions": [f"number {i}", "a picture"]}
+      yield i, {"image": png(i), "id": i, "caption": [f"number {i}", "a picture"]}
 
 
 @pytest.fixture(scope="module")

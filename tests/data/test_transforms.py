@@ -300,14 +300,14 @@ def test_tokenise_stacks_several_captions():
 
 def test_sample_caption_chooses_as_told():
   captions = [b"one", "three", "two"]
-  pick = lambda choose, seed=0: run(T.SampleCaption(choose), seed, captions=captions)["caption"]
+  pick = lambda choose, seed=0: run(T.SampleCaption(choose), seed, caption=captions)["caption"]
   assert (pick("first"), pick("longest"), pick(2)) == ("one", "three", "two")
   assert {pick("random", seed) for seed in range(30)} == {"one", "three", "two"}
   for choose in ("random", "first", "longest", 0):
     with pytest.raises(ValueError, match="empty|has 0"):
-      run(T.SampleCaption(choose), captions=[])
+      run(T.SampleCaption(choose), caption=[])
   with pytest.raises(TypeError, match="expected a text"):
-    run(T.SampleCaption("first"), captions=[3])
+    run(T.SampleCaption("first"), caption=[3])
 
 
 def test_keep_and_rename():

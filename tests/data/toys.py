@@ -31,7 +31,7 @@ class Pictures:
     Image.fromarray(image).save(file, "JPEG")
     data = file.getvalue()[:60] if i in self.damaged else file.getvalue()
     extra = {"extra": 1.0} if i in self.misshapen else {}
-    return {"image": data, "captions": ["a picture", f"picture {i}"], "id": i, **extra}
+    return {"image": data, "caption": ["a picture", f"picture {i}"], "id": i, **extra}
 
 
 AUGMENT = (T.Decode(), T.RandomResizedCrop(8), T.Flip(), T.ColourJitter(0.4, 0.4, 0.4, 0.1),
