@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   from mmjax.training.hooks import Halted
   try:
     {"train": _train, "eval": _eval, "data": _data}[args.verb](args, overrides)
-  except (ConfigError, CheckpointError, DataError, Halted) as error:
+  except (ConfigError, CheckpointError, DataError, Halted, PermissionError, NotADirectoryError,
+          FileExistsError) as error:
     print(f"mmjax {args.verb}: {error}", file=sys.stderr)
     return _end(2 if isinstance(error, ConfigError) else 1)
   return 0

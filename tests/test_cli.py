@@ -157,3 +157,12 @@ def test_program_reads_a_users_own_config_from_another_directory(own_config, tmp
   result = program("data", "--config=mine.py", "--rows=4", cwd=tmp_path)
   assert result.returncode == 0, result.stderr
   assert "4 rows at" in result.stdout and not result.stderr
+
+
+def test_a_workdir_that_is_a_file_is_one_line(pairs, tmp_path, capsys):
+  (tmp_path / "file").write_text("")
+  config = tmp_path / "tiny.py"
+  config.write_text(f"from tests.training import tiny\n\ndef get_config(arg):\n  return tiny.config({pairs!r})\n")
+  assert cli.main(["train", f"--config={config}", f"--workdir={tmp_path / 'file'}"]) == 1
+  error = capsys.readouterr().err.strip().splitlines()[-1]
+  assert error.startswith("mmjax train: ") and str(tmp_path / "file") in error

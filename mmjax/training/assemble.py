@@ -273,6 +273,8 @@ def _evaluations(nodes: Node, eval_stream: Stream | Mixture | None) -> tuple[Eva
     path = f"evals.{name}"
     node = dict(config_lib.check(node, dict, path))
     every = config_lib.check(node.pop("every_steps", None), int | None, f"{path}.every_steps")
+    if every is not None and every < 1:
+      raise ConfigError(f"{path}.every_steps: must be at least 1 (none: only at the end), not {every}")
     data = node.pop("data", None)
     stream = make_stream(data, f"{path}.data")[0] if data else None
     evaluator = config_lib.build("mmjax.evals", {"name": name, **node}, path,
