@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import time
 from typing import Any
 
 import jax
@@ -51,18 +50,15 @@ def train(config: dict[str, Any], workdir: str) -> dict[str, float]:
     step_fn = run.step_fn()
 
     if start >= run.settings.total_steps:
-      return evaluate(run, state, session, outputs)
+      log.info("the run is complete; its evaluators once more:")
+      return evaluate(run, state, session)
     batches = loader.train_batches(run.stream, run.settings.batch_size, run.batch_sharding,
                                    start_step=start, workers=run.loading.workers,
                                    read_threads=run.loading.read_threads, prefetch=run.loading.prefetch)
     closing.callback(batches.close)
     with run.use():
       for step, batch in batches:
-        if step == start:
-          began = time.monotonic()
         state, metrics = step_fn(state, batch)  # returns at once; the device works on
-        if step == start:
-          log.info("first step compiled in %.1f s", time.monotonic() - began)
         watchdog.mark()
         hooks.after(step + 1, state, metrics)
         if hooks.done:
@@ -71,15 +67,12 @@ def train(config: dict[str, Any], workdir: str) -> dict[str, float]:
     return hooks.results
 
 
-def evaluate(run: Run, state: Any, session: Session, outputs: list) -> dict[str, float]:
-  """All evaluators of a run on one state, written under the state's step."""
+def evaluate(run: Run, state: Any, session: Session) -> dict[str, float]:
+  """The metrics of all evaluators of a run on one state, under "evaluator/metric"."""
   session.load(state)
   results = {}
   for evaluation in run.evaluations:
-    scalars = session.evaluate(evaluation.name, evaluation.evaluator)
-    results |= scalars
-    for writer in outputs:
-      writer.write(int(state.step), scalars)
+    results |= session.evaluate(evaluation.name, evaluation.evaluator)
   return results
 
 
@@ -109,7 +102,7 @@ def eval_workdir(workdir: str, step: int | None = None, config: dict | None = No
     if checkpointer.latest() is None:
       raise ConfigError(f"--workdir={workdir}: holds no complete checkpoint")
     state, _ = checkpointer.restore(run.placed, step)
-  results = evaluate(run, state, Session(run, str(path / "evals")), [])
+  results = evaluate(run, state, Session(run, str(path / "evals")))
   console.show(console.evaluation_table(f"step {int(state.step)}", results), lead=processes.is_lead())
   return results
 

@@ -43,6 +43,7 @@ class Hooks:
     self._metrics = HostMetrics(run.settings.log_every_steps)
     self._model_flops = run.model_flops()
     self._clock = time.monotonic()
+    self._first = True
     self._warned = False
     self._results: dict[str, float] = {}
     self._evaluated: dict[str, int] = {}
@@ -51,6 +52,9 @@ class Hooks:
   def after(self, step: int, state: TrainState, metrics: Mapping[str, Term]) -> None:
     """`step` updates have been launched; `state` and `metrics` are those after the last of them."""
     settings = self._run.settings
+    if self._first:
+      log.info("first step launched after %.1f s", time.monotonic() - self._clock)
+      self._clock, self._first = time.monotonic(), False  # compilation is not the steps' time
     windows = self._metrics.push(step, metrics)
     last = step >= settings.total_steps
     stop = self._stop.after(step)
