@@ -101,7 +101,7 @@ def test_wrong_command_line_ends_with_status_2_and_says_why(argv, message, capsy
      "mmjax train: --config=contrastive/siglp: no such file or shipped config; did you mean"),
     (["train", "--config=contrastive/siglip:smoke", "--workdir={tmp}/w", "--config.batchsize=8"],
      "mmjax train: batchsize: unknown key; did you mean 'batch_size'?"),
-    (["train", "--config=contrastive/siglip:smoke", "--workdir={tmp}/w",
+    (["train", "--config=supervised/vit:smoke", "--workdir={tmp}/w",
       "--config.data.transforms.9.size=8"], "mmjax train: data.transforms.9: no such item"),
     (["eval", "--workdir={tmp}/empty"], "mmjax eval: --workdir={tmp}/empty: holds no run"),
     (["data", "--config={tmp}/mine.py", "--config.data.source.pth=x"],
