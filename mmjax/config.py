@@ -8,7 +8,6 @@ so an unknown key is an error with a suggestion.
 """
 
 import ast
-import dataclasses
 import difflib
 import importlib
 import importlib.util
@@ -369,10 +368,3 @@ def resolve_durations(node: Node, *, batch_size: int, epoch: int | None, total: 
 def to_json(config: Any) -> str:
   """The config as indented JSON, keys in order."""
   return json.dumps(plain(config), indent=2, sort_keys=True)
-
-
-def describe(value: Any) -> Any:
-  """A dataclass, or a tree with such in it, as plain values: for logs and digests."""
-  if dataclasses.is_dataclass(value) and not isinstance(value, type):
-    return {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
-  return plain(value)

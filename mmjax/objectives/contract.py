@@ -22,7 +22,7 @@ pulled back through each micro-batch (Gao et al. 2021, arXiv:2101.06983).
 import abc
 import dataclasses
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import clu.metrics
@@ -167,6 +167,3 @@ class Objective(abc.ABC):
   def trivial(self, batch_size: int) -> dict[str, float]:
     """{term: its value for a model that has learned nothing}; the run warns when a loss stays there."""
     return {}
-
-
-Schedule = Callable[[jax.Array], jax.Array]
