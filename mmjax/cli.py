@@ -258,7 +258,7 @@ def _data(args, overrides):
   from mmjax import config
   from mmjax.data import inspect
   from mmjax.training import pretrained
-  from mmjax.training.assemble import make_stream
+  from mmjax.training.streams import make_stream
   try:
     if args.build:
       inspect.build_scenes(args.count, args.size, args.data_dir)

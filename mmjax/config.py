@@ -321,6 +321,13 @@ def check(value: Any, hint: Any, path: str) -> Any:
   raise ConfigError(f"{path}: expected {' or '.join(wanted)}, not {value!r}")
 
 
+def at_least(least: int, settings: Any, *names: str) -> None:
+  """Raises ValueError if one of the fields `names` of `settings` is below `least`."""
+  for name in names:
+    if getattr(settings, name) < least:
+      raise ValueError(f"{name}: must be at least {least}, not {getattr(settings, name)}")
+
+
 def fields(cls: type, node: Node | None, path: str) -> Any:
   """The dataclass `cls` from a node without a `name` (checkpoint, loading ...)."""
   return call(cls, dict(node or {}), path)

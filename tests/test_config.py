@@ -8,7 +8,8 @@ import pytest
 
 from mmjax import config as config_lib
 from mmjax.config import ConfigError
-from mmjax.training.assemble import assemble, make_stream
+from mmjax.training.assemble import assemble
+from mmjax.training.streams import make_stream
 from tests.training import tiny
 
 

@@ -19,7 +19,6 @@ from mmjax import config as config_lib
 from mmjax.checkpoint import paths, retention
 from mmjax.checkpoint.checkpointer import Checkpointer
 from mmjax.config import ConfigError
-from mmjax.data import tokenizers
 from mmjax.data.batch_sizes import BatchSizes
 from mmjax.data.mixture import Mixture
 from mmjax.data.stream import Stream
@@ -27,10 +26,10 @@ from mmjax.objectives.contract import Objective
 from mmjax.optim import build as optim_lib
 from mmjax.optim import groups as optim_groups
 from mmjax.parallel import mesh as mesh_lib
-from mmjax.training import flops, labels, outputs, pretrained
-from mmjax.training import ramp
+from mmjax.training import flops, labels, outputs, pretrained, ramp, streams
 from mmjax.training import state as state_lib
 from mmjax.training.step import make_train_step
+from mmjax.training.streams import Loading
 
 Node = dict[str, Any]
 LENGTHS = ("total_steps", "total_examples", "total_epochs")  # of the run; one is given
@@ -43,7 +42,7 @@ class Settings:
   Attributes:
     objective: {"name": a file in `mmjax/objectives/`, and its arguments}.
     data: {"source": {"name": ...}, "transforms": [...], ...} or {"mixture": {...}}, see
-      `make_stream`.
+      `mmjax/training/streams.py`.
     optim: optimizer, learning rate, schedule and parameter groups, see `mmjax/optim/build.py`; and
       `ema_decay`, which keeps an average of all parameters for evaluation.
     total_steps: length of the run (or `total_examples`, `total_epochs`).
@@ -86,7 +85,7 @@ class Settings:
   watchdog_seconds: float | None = None
 
   def __post_init__(self):
-    _at_least(1, self, "total_steps", "micro_batches", "log_every_steps")
+    config_lib.at_least(1, self, "total_steps", "micro_batches", "log_every_steps")
     if self.watchdog_seconds is not None and self.watchdog_seconds <= 0:
       raise ValueError(f"watchdog_seconds: must be positive or None, not {self.watchdog_seconds}")
 
@@ -112,31 +111,12 @@ class CheckpointSettings:
   keep_best: tuple | None = None
 
   def __post_init__(self):
-    _at_least(1, self, "every_steps")
+    config_lib.at_least(1, self, "every_steps")
     retention.check(self.keep_last, self.keep_every_steps, self.keep_best)
 
   def open(self, directory: str, read_only: bool = False) -> Checkpointer:
     return Checkpointer(directory, keep_last=self.keep_last, keep_every_steps=self.keep_every_steps,
                         keep_best=self.keep_best, read_only=read_only)
-
-
-@dataclasses.dataclass(frozen=True)
-class Loading:
-  """How a process reads its rows: worker processes (0: none), threads, batches in advance."""
-
-  workers: int = 0
-  read_threads: int = 4
-  prefetch: int = 2
-
-  def __post_init__(self):
-    _at_least(0, self, "workers", "read_threads")
-    _at_least(1, self, "prefetch")
-
-
-def _at_least(least: int, settings: Any, *names: str) -> None:
-  for name in names:
-    if getattr(settings, name) < least:
-      raise ValueError(f"{name}: must be at least {least}, not {getattr(settings, name)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,8 +198,12 @@ class Run:
       return None
 
 
-def assemble(config: Node, devices: list | None = None) -> Run:
+def assemble(config: Node, devices: list | None = None, example_data: bool = False) -> Run:
   """Builds everything that `config` describes, and so finds whatever is wrong with it.
+
+  Args:
+    devices: of the mesh; default all of all processes. They may be absent, as in `mmjax plan`.
+    example_data: no data need be there; shapes come from an example, see `streams.example_source`.
 
   Raises:
     ConfigError: with the path in the config.
@@ -229,19 +213,21 @@ def assemble(config: Node, devices: list | None = None) -> Run:
   settings, _ = _settings(config, epoch=1)  # its keys are looked at before any data is built
   outputs.check(settings.writers)
   mesh = _mesh(settings, devices)
-  stream, loading = make_stream(settings.data, "data")
+  stream, loading = streams.make_stream(settings.data, "data", example_data)
   config = labels.fill_in(config, stream)
-  settings, resolved = _settings(config, epoch=_records(stream))
+  settings, resolved = _settings(config, epoch=_epoch(config, stream))
   ramp.check_end(settings.batch_sizes, settings.total_steps)
 
-  eval_stream = make_stream(settings.eval_data, "eval_data")[0] if settings.eval_data else None
+  eval_stream = None
+  if settings.eval_data:
+    eval_stream, _ = streams.make_stream(settings.eval_data, "eval_data", example_data)
   objective = config_lib.build("mmjax.objectives", settings.objective, "objective")
-  _check_vocabulary(objective, stream)
+  streams.check_vocabulary(objective, stream)
   labels.check(objective, stream, eval_stream)
-  evaluations = _evaluations(settings.evals, eval_stream)
+  evaluations = _evaluations(settings.evals, eval_stream, example_data)
   checkpoint = config_lib.fields(CheckpointSettings, settings.checkpoint, "checkpoint")
   _check_best(checkpoint, evaluations)
-  batch = abstract_batch(stream, settings.batch_size)
+  batch = streams.abstract_batch(stream, settings.batch_size)
   boxed = _abstract_params(objective, batch)
   _check_rules(settings.rules, boxed)
   optimizer, info, ema_decay = _optimizer(settings.optim, boxed, settings.total_steps)
@@ -255,48 +241,8 @@ def assemble(config: Node, devices: list | None = None) -> Run:
       abstract=abstract, shardings=shardings, undivided=undivided)
 
 
-def make_stream(node: Node, path: str) -> tuple[Stream | Mixture, Loading]:
-  """A stream, or a mixture of streams, from its node, and how it is to be read.
-
-  {"source": {"name": a file in `mmjax/data/sources/`, ...}, "transforms": [{"name": a class in
-  `mmjax/data/transforms.py`, ...}], "shuffle": bool, "seed": int, "max_bad_fraction": float}, or
-  {"mixture": {name: the same, and "weight"}}.
-  """
-  node = config_lib.check(node, dict, path)
-  own = {f.name for f in dataclasses.fields(Loading)}
-  loading = config_lib.fields(Loading, {k: v for k, v in node.items() if k in own}, path)
-  rest = {key: value for key, value in node.items() if key not in own}
-  if "mixture" not in rest:
-    return _single(rest, path, own | {"mixture"}), loading
-  parts = config_lib.check(rest.pop("mixture"), dict, f"{path}.mixture")
-  streams, weights = [], []
-  for index, (name, part) in enumerate(sorted(parts.items())):
-    where = f"{path}.mixture.{name}"
-    part = {"seed": index, **config_lib.check(part, dict, where)}
-    if "weight" not in part:
-      raise ConfigError(f"{where}.weight: is missing")
-    weights.append(config_lib.check(part.pop("weight"), float, f"{where}.weight"))
-    streams.append(_single(part, where, {"weight"}))
-  mixture = config_lib.call(Mixture, rest, path, streams=tuple(streams), weights=tuple(weights))
-  return mixture, loading
-
-
-def _single(node: Node, path: str, around: set[str]) -> Stream:
-  """One stream; `around` are the keys that may stand beside its own, for the error message."""
-  own = {f.name for f in dataclasses.fields(Stream)}
-  config_lib.check_keys(node, own | around, path)
-  if not isinstance(node.get("source"), dict):
-    raise ConfigError(f"{path}.source.name: is missing; it says which of mmjax.data.sources to use")
-  source = config_lib.build("mmjax.data.sources", node["source"], f"{path}.source")
-  items = config_lib.check(node.get("transforms", ()), tuple, f"{path}.transforms")
-  transforms = tuple(
-      config_lib.build("mmjax.data.transforms", item, f"{path}.transforms.{i}")
-      for i, item in enumerate(items))
-  rest = {key: value for key, value in node.items() if key not in ("source", "transforms")}
-  return config_lib.call(Stream, rest, path, source=source, transforms=transforms)
-
-
-def _evaluations(nodes: Node, eval_stream: Stream | Mixture | None) -> tuple[Evaluation, ...]:
+def _evaluations(nodes: Node, eval_stream: Stream | Mixture | None, example_data: bool
+                 ) -> tuple[Evaluation, ...]:
   result = []
   for name, node in nodes.items():
     path = f"evals.{name}"
@@ -307,7 +253,7 @@ def _evaluations(nodes: Node, eval_stream: Stream | Mixture | None) -> tuple[Eva
     for key in ("data", "train"):
       stream = node.pop(key, None)
       if stream is not None:
-        node[key] = _finite_stream(stream, f"{path}.{key}")
+        node[key] = streams.finite_stream(stream, f"{path}.{key}", example_data)
     evaluator = config_lib.build("mmjax.evals", {"name": name, **node}, path, ("every_steps",))
     if getattr(evaluator, "data", eval_stream) is None and eval_stream is None:
       raise ConfigError(f"{path}.data: is missing, and there is no eval_data to take instead")
@@ -315,13 +261,6 @@ def _evaluations(nodes: Node, eval_stream: Stream | Mixture | None) -> tuple[Eva
       raise ConfigError(f"{path}.batch_size: must be at least 1, not {evaluator.batch_size}")
     result.append(Evaluation(name, evaluator, every))
   return tuple(result)
-
-
-def _finite_stream(node: Node, path: str) -> Stream:
-  stream, _ = make_stream(node, path)
-  if isinstance(stream, Mixture):
-    raise ConfigError(f"{path}.mixture: has no end; evaluate its streams one by one")
-  return stream
 
 
 def _abstract_params(objective: Objective, batch: Node) -> Any:
@@ -413,9 +352,9 @@ def _settings(config: Node, epoch: int) -> tuple[Settings, Node]:
   return config_lib.fields(Settings, resolved, ""), resolved
 
 
-def _records(stream) -> int:
-  parts = getattr(stream, "streams", (stream,))
-  return sum(len(part) for part in parts)
+def _epoch(config: Node, stream: Stream | Mixture) -> int | None:
+  """Records of an epoch; None where nobody can know it."""
+  return None if streams.is_stand_in(stream, config["data"]) else streams.count_records(stream)
 
 
 def _mesh(settings: Settings, devices) -> Mesh:
@@ -439,29 +378,6 @@ def _copies(sharding) -> int:
   axes = (axes,) if isinstance(axes, str) else axes or ()
   parts = np.prod([sharding.mesh.shape[axis] for axis in axes], initial=1)
   return sharding.num_devices // int(parts)
-
-
-def abstract_batch(stream: Stream | Mixture, batch_size: int) -> Node:
-  """Shapes and dtypes of the batches that the loader makes of a stream."""
-  try:
-    spec = stream.spec
-  except ValueError as error:  # the parts of a mixture differ
-    raise ConfigError(f"data: {error}") from error
-  batch = {key: jax.ShapeDtypeStruct((batch_size, *one.shape), one.dtype)
-           for key, one in spec.items()}
-  return {**batch, "row": jax.ShapeDtypeStruct((batch_size, 2), jnp.uint32),
-          "valid": jax.ShapeDtypeStruct((batch_size,), jnp.bool_)}
-
-
-def _check_vocabulary(objective: Objective, stream) -> None:
-  """A tokenizer with more ids than the model has embeddings would be clamped silently."""
-  room = getattr(getattr(objective, "text", None), "vocab", None)
-  parts = getattr(stream, "streams", (stream,))
-  for name in {t.tokenizer for part in parts for t in part.transforms if hasattr(t, "tokenizer")}:
-    size = tokenizers.load(name).vocab_size
-    if room is not None and size > room:
-      raise ConfigError(f"objective.text.vocab: {room} is too small for the tokenizer {name!r}, "
-                        f"which has {size} ids")
 
 
 def _without_remat(node: Any) -> Any:

@@ -13,7 +13,8 @@ from mmjax.data import loader
 from mmjax.objectives.contract import Term
 from mmjax.parallel import mesh as mesh_lib
 from mmjax.parallel import processes
-from mmjax.training.assemble import Run, abstract_batch
+from mmjax.training.assemble import Run
+from mmjax.training.streams import abstract_batch
 from mmjax.training.state import EMA, TrainState
 from mmjax.training.step import make_eval_step, make_features
 

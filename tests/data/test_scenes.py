@@ -324,7 +324,7 @@ def test_damaged_record_is_named_when_it_is_read(tmp_path):
   ({"split": "tests"}, "no split 'tests'; the nearest is 'test'"),
   ({"keys": ("imag",)}, "no key 'imag'; the nearest is 'image'"),
   ({"captions": ("long",)}, "no kind of caption 'long'"),
-  ({"objects": 6}, "no record of train has 6 to 6 objects"),
+  ({"objects": 6}, "no record has 6 to 6 objects"),
 ])
 def test_wrong_argument_is_named(data_dir, wrong, message):
   with pytest.raises(ValueError, match=message):

@@ -29,6 +29,7 @@ import dataclasses
 import difflib
 import functools
 import hashlib
+import itertools
 import os
 import pathlib
 
@@ -36,8 +37,9 @@ from array_record.python import array_record_data_source
 import numpy as np
 from tensorflow_datasets.proto import tf_example_pb2
 
-from mmjax.data.scenes import attributes, builder
+from mmjax.data.scenes import attributes, builder, layout, records
 
+MOST = 5  # objects of a scene
 LABELS = ("colour", "shape", "colour_shape")  # of single-object scenes
 KEYS = ("id", "image", "caption", "num_objects") + LABELS
 STORED_KEYS = (
@@ -72,18 +74,42 @@ def build(split: str = "train", size: int = 64, count: int = 20000, seed: int = 
     ValueError: an argument is none of the valid ones (named with the nearest valid one), or the
       dataset on disk is damaged.
   """
+  _check_all(split, keys, captions)
+  least, most = _range(objects)
+  data_dir = data_dir or os.environ.get("MMJAX_DATA_DIR") or "~/.cache/mmjax"
+  directory = builder.prepare(builder.Config(size, count, seed), data_dir)
+  source = Scenes(directory, split, least, most, tuple(keys), tuple(captions))
+  if not len(source):
+    raise ValueError(f"scenes: no record of {split} has {least} to {most} objects (of 1 to {MOST})")
+  return source
+
+
+def example(split: str = "train", size: int = 64, count: int = 20000, seed: int = 0,
+            data_dir: str | None = None, objects: int | tuple | None = None,
+            keys: tuple = KEYS, captions: tuple = attributes.COMPLETE_CAPTIONS):
+  """A source of the same form, whose one picture is drawn here; no dataset is built or read.
+
+  Args: as of `build`. An epoch has as many records as the whole split.
+  """
+  _check_all(split, keys, captions)
+  least, most = _range(objects)
+  config = layout.Config(size, count, seed)
+  return Example(config, split, least, most, tuple(keys), tuple(captions))
+
+
+def _range(objects):
+  least, most = (objects, objects) if isinstance(objects, int) else objects or (1, MOST)
+  if most < 1 or least > MOST or least > most:
+    raise ValueError(f"scenes: no record has {least} to {most} objects (of 1 to {MOST})")
+  return least, most
+
+
+def _check_all(split, keys, captions):
   _check("split", split, attributes.SPLITS)
   for key in keys:
     _check("key", key, STORED_KEYS + LABELS)
   for kind in captions:
     _check("kind of caption", kind, attributes.CAPTION_KINDS)
-  least, most = (objects, objects) if isinstance(objects, int) else objects or (1, 5)
-  data_dir = data_dir or os.environ.get("MMJAX_DATA_DIR") or "~/.cache/mmjax"
-  directory = builder.prepare(builder.Config(size, count, seed), data_dir)
-  source = Scenes(directory, split, least, most, tuple(keys), tuple(captions))
-  if not len(source):
-    raise ValueError(f"scenes: no record of {split} has {least} to {most} objects (of 1 to 5)")
-  return source
 
 
 def _check(what, name, valid):
@@ -111,9 +137,7 @@ class Scenes:
 
   def class_names(self, key):
     """The names of the values of a record's label `key`, or None if it is no label."""
-    colours, shapes = attributes.COLOURS, attributes.SHAPES
-    pairs = tuple(f"{colour} {shape}" for colour in colours for shape in shapes)
-    return {"colour": colours, "shape": shapes, "colour_shape": pairs}.get(key)
+    return _class_names(key)
 
   @functools.cached_property
   def digest(self):
@@ -151,16 +175,58 @@ class Scenes:
     except Exception as error:
       raise ValueError(f"scenes: record {row} of {self.split} in {self.directory} is damaged "
                        f"({error}); delete that directory to have it built anew") from error
-    return {key: self._value(feature, key) for key in self.keys}
+    return {key: _value(feature, key, self.captions) for key in self.keys}
 
-  def _value(self, feature, key):
-    if key in LABELS:
-      return _label(feature, key)
-    if key == "caption":
-      texts = feature[key].bytes_list.value
-      kinds = attributes.CAPTION_KINDS
-      return [texts[kinds.index(kind)].decode() for kind in self.captions]
-    return _decode(feature[key], key)
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """The first scene of a split that has `least` to `most` objects, in the place of every record."""
+  config: layout.Config
+  split: str
+  least: int
+  most: int
+  keys: tuple
+  captions: tuple
+
+  digest = "example"
+
+  @property
+  def name(self):
+    return f"scenes/{self.split} (an example)"
+
+  def class_names(self, key):
+    """As of `Scenes`."""
+    return _class_names(key)
+
+  @functools.cached_property
+  def _record(self):
+    drawn = (records.record(self.config.seed, self.split, i, self.config.size)
+             for i in itertools.count())
+    fields = next(x for x in drawn if self.least <= x["num_objects"] <= self.most)
+    feature = tf_example_pb2.Example.FromString(records.serialise(fields)).features.feature
+    return {key: _value(feature, key, self.captions) for key in self.keys}
+
+  def __len__(self):
+    return self.config.records(self.split)
+
+  def __getitem__(self, i):
+    return self._record
+
+
+def _class_names(key):
+  colours, shapes = attributes.COLOURS, attributes.SHAPES
+  pairs = tuple(f"{colour} {shape}" for colour in colours for shape in shapes)
+  return {"colour": colours, "shape": shapes, "colour_shape": pairs}.get(key)
+
+
+def _value(feature, key, captions):
+  if key in LABELS:
+    return _label(feature, key)
+  if key == "caption":
+    texts = feature[key].bytes_list.value
+    kinds = attributes.CAPTION_KINDS
+    return [texts[kinds.index(kind)].decode() for kind in captions]
+  return _decode(feature[key], key)
 
 
 def _label(feature, key):

@@ -1,0 +1,147 @@
+"""From a config's `data` to streams of records, and to the shapes of the batches they make."""
+
+import dataclasses
+import logging
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mmjax import config as config_lib
+from mmjax.config import ConfigError
+from mmjax.data import tokenizers
+from mmjax.data.mixture import Mixture
+from mmjax.data.sources import synthetic
+from mmjax.data.stream import DataError, Stream
+
+Node = dict[str, Any]
+SOURCES = "mmjax.data.sources"
+log = logging.getLogger("mmjax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Loading:
+  """How a process reads its rows: worker processes (0: none), threads, batches in advance."""
+
+  workers: int = 0
+  read_threads: int = 4
+  prefetch: int = 2
+
+  def __post_init__(self):
+    config_lib.at_least(0, self, "workers", "read_threads")
+    config_lib.at_least(1, self, "prefetch")
+
+
+def make_stream(node: Node, path: str, example_data: bool = False
+                ) -> tuple[Stream | Mixture, Loading]:
+  """A stream, or a mixture of streams, from its node, and how it is to be read.
+
+  {"source": {"name": a file in `mmjax/data/sources/`, ...}, "transforms": [{"name": a class in
+  `mmjax/data/transforms.py`, ...}], "shuffle": bool, "seed": int, "max_bad_fraction": float}, or
+  {"mixture": {name: the same, and "weight"}}.
+
+  Args:
+    node: of the config.
+    path: where it stands there, for errors.
+    example_data: nothing is built and nothing need be there, see `example_source`.
+  """
+  node = config_lib.check(node, dict, path)
+  own = {f.name for f in dataclasses.fields(Loading)}
+  loading = config_lib.fields(Loading, {k: v for k, v in node.items() if k in own}, path)
+  rest = {key: value for key, value in node.items() if key not in own}
+  if "mixture" not in rest:
+    return _single(rest, path, own | {"mixture"}, example_data), loading
+  parts = config_lib.check(rest.pop("mixture"), dict, f"{path}.mixture")
+  streams, weights = [], []
+  for index, (name, part) in enumerate(sorted(parts.items())):
+    where = f"{path}.mixture.{name}"
+    part = {"seed": index, **config_lib.check(part, dict, where)}
+    if "weight" not in part:
+      raise ConfigError(f"{where}.weight: is missing")
+    weights.append(config_lib.check(part.pop("weight"), float, f"{where}.weight"))
+    streams.append(_single(part, where, {"weight"}, example_data))
+  mixture = config_lib.call(Mixture, rest, path, streams=tuple(streams), weights=tuple(weights))
+  return mixture, loading
+
+
+def finite_stream(node: Node, path: str, example_data: bool = False) -> Stream:
+  """As `make_stream`, for who reads every record once."""
+  stream, _ = make_stream(node, path, example_data)
+  if isinstance(stream, Mixture):
+    raise ConfigError(f"{path}.mixture: has no end; evaluate its streams one by one")
+  return stream
+
+
+def _single(node: Node, path: str, around: set[str], example_data: bool) -> Stream:
+  """One stream; `around` are the keys that may stand beside its own, for the error message."""
+  own = {f.name for f in dataclasses.fields(Stream)}
+  config_lib.check_keys(node, own | around, path)
+  if not isinstance(node.get("source"), dict):
+    raise ConfigError(f"{path}.source.name: is missing; it says which of {SOURCES} to use")
+  make = example_source if example_data else lambda *at: config_lib.build(SOURCES, *at)
+  source = make(node["source"], f"{path}.source")
+  items = config_lib.check(node.get("transforms", ()), tuple, f"{path}.transforms")
+  transforms = tuple(
+      config_lib.build("mmjax.data.transforms", item, f"{path}.transforms.{i}")
+      for i, item in enumerate(items))
+  rest = {key: value for key, value in node.items() if key not in ("source", "transforms")}
+  return config_lib.call(Stream, rest, path, source=source, transforms=transforms)
+
+
+def example_source(node: Node, path: str) -> Any:
+  """A source whose records have the form of those that `node` describes, for a run that reads none.
+
+  A module that binds `example` beside `build` gives it. The source of any other is opened, which
+  reads little; if it is not within reach from here, `synthetic` stands in for it, with a warning.
+  """
+  if "name" not in node:
+    raise ConfigError(f"{path}.name: is missing; it says which of {SOURCES} to use")
+  build = config_lib.find(SOURCES, node["name"], path)
+  example = getattr(sys.modules[build.__module__], "example", None)
+  if example is not None:
+    return config_lib.call(example, {k: v for k, v in node.items() if k != "name"}, path, ("name",))
+  config_lib.arguments([build], {k: v for k, v in node.items() if k != "name"}, path, (), ("name",))
+  try:
+    return config_lib.build(SOURCES, node, path)
+  except (ConfigError, DataError, OSError) as error:
+    log.warning("%s: out of reach here (%s); in its place: pictures of %d pixels with a caption and "
+                "the label 0", path, error, synthetic.SIZE)
+    return synthetic.build()
+
+
+def count_records(stream: Stream | Mixture) -> int:
+  """Records of an epoch: those of all parts."""
+  parts = getattr(stream, "streams", (stream,))
+  return sum(len(part) for part in parts)
+
+
+def is_stand_in(stream: Stream | Mixture, node: Node) -> bool:
+  """Whether `synthetic` stands in a part of `stream` for another source that `node` names."""
+  nodes = [node, *config_lib.plain(node).get("mixture", {}).values()]
+  asked = any(part.get("source", {}).get("name") == "synthetic" for part in nodes)
+  parts = getattr(stream, "streams", (stream,))
+  return not asked and any(isinstance(part.source, synthetic.Synthetic) for part in parts)
+
+
+def abstract_batch(stream: Stream | Mixture, batch_size: int) -> Node:
+  """Shapes and dtypes of the batches that the loader makes of a stream."""
+  try:
+    spec = stream.spec
+  except ValueError as error:  # the parts of a mixture differ
+    raise ConfigError(f"data: {error}") from error
+  batch = {key: jax.ShapeDtypeStruct((batch_size, *one.shape), one.dtype)
+           for key, one in spec.items()}
+  return {**batch, "row": jax.ShapeDtypeStruct((batch_size, 2), jnp.uint32),
+          "valid": jax.ShapeDtypeStruct((batch_size,), jnp.bool_)}
+
+
+def check_vocabulary(objective: Any, stream: Stream | Mixture) -> None:
+  """A tokenizer with more ids than the model has embeddings would be clamped silently."""
+  room = getattr(getattr(objective, "text", None), "vocab", None)
+  parts = getattr(stream, "streams", (stream,))
+  for name in {t.tokenizer for part in parts for t in part.transforms if hasattr(t, "tokenizer")}:
+    size = tokenizers.load(name).vocab_size
+    if room is not None and size > room:
+      raise ConfigError(f"objective.text.vocab: {room} is too small for the tokenizer {name!r}, "
+                        f"which has {size} ids")
