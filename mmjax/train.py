@@ -12,7 +12,8 @@ from etils import epath
 from mmjax.config import ConfigError
 from mmjax.data import loader
 from mmjax.optim import groups
-from mmjax.parallel import processes
+from mmjax.parallel import lint, processes
+from mmjax.parallel import mesh as mesh_lib
 from mmjax.report import console
 from mmjax.report import html as report
 from mmjax.training import interpolate, outputs, pretrained
@@ -65,6 +66,8 @@ def train(config: dict[str, Any], workdir: str) -> dict[str, float]:
       for step, batch in batches:
         state, metrics = step_fn(state, batch)  # returns at once; the device works on
         watchdog.mark()
+        if step == start:
+          _warn(lint.activation_lines(mesh_lib.undivided_activations(), run.mesh))
         hooks.after(step + 1, state, metrics)
         if hooks.done:
           break
@@ -165,10 +168,15 @@ def use_compilation_cache() -> None:
 def _announce(run: Run, start: int) -> None:
   lead = processes.is_lead()
   console.show(groups.format_table(run.optim_info.table), lead=lead)
-  for item in run.undivided:
-    log.warning("left whole, since the mesh does not divide it: %s", item)
+  _warn(run.findings.lines())
   log.info("%d steps of %s rows on mesh %s, from step %d", run.settings.total_steps,
            run.settings.batch_sizes, dict(run.mesh.shape), start)
+
+
+def _warn(lines: list[str]) -> None:
+  """What the lint of the mesh says."""
+  for line in lines:
+    log.warning("mesh: %s", line)
 
 
 def _writers(path: epath.Path, run: Run, start: int) -> list:

@@ -25,6 +25,7 @@ from mmjax.data.stream import Stream
 from mmjax.objectives.contract import Objective
 from mmjax.optim import build as optim_lib
 from mmjax.optim import groups as optim_groups
+from mmjax.parallel import lint
 from mmjax.parallel import mesh as mesh_lib
 from mmjax.training import flops, labels, outputs, pretrained, ramp, streams
 from mmjax.training import state as state_lib
@@ -58,6 +59,8 @@ class Settings:
     evals: {name: {"name": a file in `mmjax/evals/` (default the key), "every_steps": ..., ...}}.
     mesh: sizes of the mesh axes, see `mmjax/parallel/mesh.py`.
     rules: changes to the table from logical axes to mesh axes.
+    max_waste_gib: GiB of the state on a device that may be copies which the mesh could have divided,
+      see `mmjax/parallel/lint.py`; None for no limit.
     checkpoint: when to save and what to keep, see `CheckpointSettings`.
     log_every_steps: how often metrics are written.
     writers: to where; names or {"name": a file in `mmjax/report/writers/`, and its arguments}.
@@ -79,6 +82,7 @@ class Settings:
   evals: dict = dataclasses.field(default_factory=dict)
   mesh: dict = dataclasses.field(default_factory=dict)
   rules: dict = dataclasses.field(default_factory=dict)
+  max_waste_gib: float | None = 1.0
   checkpoint: dict = dataclasses.field(default_factory=dict)
   log_every_steps: int = 50
   writers: tuple = ("jsonl", "tensorboard")
@@ -88,6 +92,8 @@ class Settings:
     config_lib.at_least(1, self, "total_steps", "micro_batches", "log_every_steps")
     if self.watchdog_seconds is not None and self.watchdog_seconds <= 0:
       raise ValueError(f"watchdog_seconds: must be positive or None, not {self.watchdog_seconds}")
+    if self.max_waste_gib is not None and self.max_waste_gib < 0:
+      raise ValueError(f"max_waste_gib: must be at least 0 or None, not {self.max_waste_gib}")
 
   @functools.cached_property
   def batch_sizes(self) -> BatchSizes:
@@ -147,7 +153,7 @@ class Run:
   abstract_batch: Node
   abstract: state_lib.TrainState
   shardings: state_lib.TrainState
-  undivided: list
+  findings: lint.Findings
 
   def use(self):
     """The context in which this run's functions are traced."""
@@ -234,11 +240,15 @@ def assemble(config: Node, devices: list | None = None, example_data: bool = Fal
   abstract = jax.eval_shape(functools.partial(
       state_lib.create, objective, optimizer, seed=settings.seed, ema=ema_decay is not None), batch)
   shardings, undivided = state_lib.shardings(objective, abstract, batch, mesh, settings.rules)
+  findings = lint.check(abstract, shardings, boxed, undivided, mesh, settings.rules,
+                        settings.max_waste_gib)
+  if findings.error:
+    raise ConfigError(findings.error)
   return Run(
       settings=settings, config=resolved, mesh=mesh, stream=stream, loading=loading,
       eval_stream=eval_stream, evaluations=evaluations, checkpoint=checkpoint, objective=objective,
       optimizer=optimizer, optim_info=info, ema_decay=ema_decay, abstract_batch=batch,
-      abstract=abstract, shardings=shardings, undivided=undivided)
+      abstract=abstract, shardings=shardings, findings=findings)
 
 
 def _evaluations(nodes: Node, eval_stream: Stream | Mixture | None, example_data: bool
