@@ -7,6 +7,7 @@ import jax
 
 from mmjax.nn.linear import KERNEL_INITS, Linear
 from mmjax.nn.names import check_choice
+from mmjax.parallel import mesh as mesh_lib
 
 
 def quick_gelu(x):
@@ -64,5 +65,5 @@ class Mlp(nn.Module):
       y = act(Linear((self.hidden,), ("embed", "mlp"), name="gate", **init)(x)) * up
     else:
       y = act(up)
-    y = nn.with_logical_constraint(y, ("batch", "length", "mlp"))
+    y = mesh_lib.constrain(y, ("batch", "length", "mlp"))
     return Linear((x.shape[-1],), ("mlp", "embed"), name="down", **init)(y)

@@ -12,12 +12,12 @@ nothing reads:
 
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from mmjax.objectives.contract import Context, Objective, Term
+from mmjax.parallel import mesh as mesh_lib
 
 Tree = Any
 
@@ -166,7 +166,7 @@ def split_rows(tree: Tree, count: int) -> Tree:
     if x.shape[0] % count:
       raise ValueError(f"{count} micro-batches do not divide a batch of {x.shape[0]} rows")
     x = jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)
-    return nn.with_logical_constraint(x, (None, "batch") + (None,) * (x.ndim - 2))
+    return mesh_lib.constrain(x, (None, "batch") + (None,) * (x.ndim - 2))
 
   return jax.tree.map(split, tree)
 
@@ -178,7 +178,7 @@ def merge_rows(tree: Tree) -> Tree:
       return x[0]
     x = jnp.swapaxes(x, 0, 1)
     x = x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
-    return nn.with_logical_constraint(x, ("batch",) + (None,) * (x.ndim - 1))
+    return mesh_lib.constrain(x, ("batch",) + (None,) * (x.ndim - 1))
 
   return jax.tree.map(merge, tree)
 
