@@ -5,42 +5,64 @@ work, reductions and gathers are not, as is usual for MFU (PaLM, arXiv:2204.0231
 scan counts its body times its length, a `cond` its costliest branch, and the body of a `shard_map`
 all its devices, so the result is that of the whole batch on the whole mesh.
 
-*Model* FLOPs are those that the mathematics asks for: trace the gradient of the loss with
+*Model* FLOPs are those that the mathematics asks for: trace the loss and its gradient with
 rematerialisation off and in one pass (no feature pass before it), whatever the real step does.
+*Hardware* FLOPs are those of the step as it is, recomputation and kernels included (`mmjax/plan/flops.py`).
 """
 
+import collections
 from collections.abc import Callable, Iterator, Sequence
+import dataclasses
 import math
 from typing import Any
 
 import jax
 from jax.extend import core
+from jax.interpreters import partial_eval
+
+from mmjax.parallel import chips
 
 # Their jaxpr does not show the products; and kernels recompute, which is not the model's work.
 OPAQUE = ("pallas_call", "mpmd_map", "dot_product_attention", "ffi_call", "custom_call")
 
-# Peak bfloat16 FLOP/s, dense, of one jax device, by `device_kind`.
-# TPU: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, "peak compute per chip". A chip is one
-# device, except that JAX sees the two chiplets of TPU7x as two.
-# NVIDIA: data sheets of A100, H100 (SXM), H200 (SXM) and HGX B200, without sparsity.
-PEAK = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12, "TPU v5e": 197e12,
-    "TPU v5": 459e12, "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12, "TPU v6e": 918e12,
-    "TPU7x": 2307e12 / 2,
-    "NVIDIA A100-SXM4-40GB": 312e12, "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-}
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+  """A call of a kernel: its name, its FLOPs (None: unknown), and how they were found."""
+
+  name: str
+  flops: int | None
+  how: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What a jaxpr does: FLOPs of the products that it shows, and how often it calls each kernel."""
+
+  products: int = 0
+  kernels: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+
+  @property
+  def flops(self) -> int:
+    """Of products and kernels, those of unknown FLOPs left out."""
+    return self.products + sum((kernel.flops or 0) * calls for kernel, calls in self.kernels.items())
+
+  def __add__(self, other: "Work") -> "Work":
+    return Work(self.products + other.products, self.kernels + other.kernels)
+
+  def __mul__(self, times: int) -> "Work":
+    kernels = {kernel: calls * times for kernel, calls in self.kernels.items()}
+    return Work(self.products * times, collections.Counter(kernels))
+
+  def __bool__(self) -> bool:
+    return bool(self.products or self.kernels)
 
 
 def count(fn: Callable, *args: Any, recompute: bool = False) -> int:
   """FLOPs of the products in `fn(*args)`; nothing is computed.
 
   Args:
-    fn: usually `jax.grad` of the loss.
+    fn: usually `jax.value_and_grad` of the loss; what its results do not need is not counted.
     args: arrays or `jax.ShapeDtypeStruct`s.
     recompute: allow rematerialisation, and count what is computed twice twice (hardware FLOPs).
 
@@ -53,46 +75,71 @@ def count(fn: Callable, *args: Any, recompute: bool = False) -> int:
 
 def count_jaxpr(jaxpr: core.ClosedJaxpr | core.Jaxpr, recompute: bool = False) -> int:
   """As `count`, of a jaxpr."""
+  return work(jaxpr, recompute).products
+
+
+def work(jaxpr: core.ClosedJaxpr | core.Jaxpr, recompute: bool = False,
+         look_into: Callable[[core.JaxprEqn], Kernel] | None = None) -> Work:
+  """The products of a jaxpr, and its kernels.
+
+  Args:
+    jaxpr: of the whole batch on the whole mesh.
+    recompute: as in `count`.
+    look_into: gives the FLOPs of one call of a kernel; None refuses kernels.
+
+  Raises:
+    ValueError: as `count`.
+  """
   jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-  return sum(_equation(eqn, recompute) for eqn in jaxpr.eqns)
+  # A custom backward pass may give gradients that nobody asks for; the compiler drops them.
+  jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+  return _walk(jaxpr, recompute, look_into)
 
 
 def mfu(flops_per_step: float, seconds_per_step: float,
         devices: Sequence[jax.Device] | None = None) -> float | None:
-  """Model FLOPs utilisation: the share of the devices' bf16 peak; None if not in `PEAK`.
+  """Model FLOPs utilisation: the share of the devices' bf16 peak; None if no table has it.
 
   Args:
     flops_per_step: of the global batch.
     seconds_per_step: measured.
     devices: all devices of the mesh, default all of all processes.
   """
-  peaks = [PEAK.get(device.device_kind) for device in devices or jax.devices()]
-  if None in peaks:
+  found = [chips.of_kind(device.device_kind) for device in devices or jax.devices()]
+  if None in found:
     return None
-  return flops_per_step / seconds_per_step / sum(peaks)
+  return flops_per_step / seconds_per_step / sum(chip.flops for chip in found)
 
 
-def _equation(eqn: core.JaxprEqn, recompute: bool) -> int:
+def _walk(jaxpr, recompute, look_into):
+  jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+  return sum((_equation(eqn, recompute, look_into) for eqn in jaxpr.eqns), Work())
+
+
+def _equation(eqn: core.JaxprEqn, recompute: bool, look_into: Callable | None) -> Work:
   name = eqn.primitive.name
   if name in PRODUCTS:
-    return PRODUCTS[name](eqn)
+    return Work(PRODUCTS[name](eqn))
   if name.startswith(OPAQUE):
-    raise ValueError(f"{name} hides its products: count FLOPs with the backend 'xla'")
-  inner = [count_jaxpr(jaxpr, recompute) for jaxpr in _inner(eqn)]
-  if name == "scan":
-    return eqn.params["length"] * sum(inner)
+    if look_into is None:
+      raise ValueError(f"{name} hides its products: count FLOPs with the backend 'xla'")
+    return Work(0, collections.Counter([look_into(eqn)]))
+  branches = [_walk(jaxpr, recompute, look_into) for jaxpr in _inner(eqn)]
   if name == "cond":
-    return max(inner)
-  if name == "while" and sum(inner):
+    return max(branches, key=lambda branch: branch.flops)
+  inner = sum(branches, Work())
+  if name == "scan":
+    return inner * eqn.params["length"]
+  if name == "while" and inner:
     raise ValueError("a `while` loop around products has no known length: use lax.scan, or "
                      "lax.fori_loop with Python ints under jax.grad")
   if name == "shard_map":
     mesh = eqn.params["mesh"]
-    return sum(inner) * math.prod(mesh.shape[axis] for axis in _manual(eqn))
-  if eqn.params.get("differentiated") and sum(inner) and not recompute:
+    return inner * math.prod(mesh.shape[axis] for axis in _manual(eqn))
+  if eqn.params.get("differentiated") and inner and not recompute:
     raise ValueError("the backward pass recomputes under jax.checkpoint: model FLOPs are counted "
                      "with remat off (or pass recompute=True for those of the hardware)")
-  return sum(inner)
+  return inner
 
 
 def _inner(eqn: core.JaxprEqn) -> Iterator[core.Jaxpr]:
