@@ -4,8 +4,11 @@ import difflib
 
 from ml_collections import ConfigDict
 
-# width, depth, heads: ViT (arXiv:2010.11929, table 1) and, for S, DeiT (arXiv:2012.12877, table 1).
-SIZES = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}
+# width, depth, heads: ViT (arXiv:2010.11929, table 1); S: DeiT (arXiv:2012.12877, table 1); So400m:
+# arXiv:2305.13035, sec. 4; g: arXiv:2106.04560, table 2.
+SIZES = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "so400m": (1152, 27, 16),
+         "g": (1408, 40, 16)}
+MLP_DIMS = {"so400m": 4304, "g": 6144}  # of the sizes whose MLP is not 4 times as wide
 
 # Labels of the built-in dataset in their order; a test compares them with mmjax/data/scenes.
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "white")
@@ -103,10 +106,22 @@ def probes(*, count, size, records=1000, every_percent=None, feature="image/pool
       for label in ("colour", "shape") for name in ("linear_probe", "knn", "few_shot")}
 
 
+def mlp_dim(size):
+  """The hidden width of a key of `SIZES`."""
+  return MLP_DIMS.get(size, 4 * SIZES[size][0])
+
+
 def towers(size, patch, pixels, *, length, vocab, out_dim, dtype="bfloat16", remat="full"):
-  """Image and text tower of equal trunk, as (image node, text node)."""
+  """Image and text tower of equal trunk, as (image node, text node).
+
+  Args:
+    size: a key of `SIZES`, or (width, depth, heads).
+    patch, pixels: sides of a patch and of the image.
+  """
   width, depth, heads = SIZES.get(size, size)
   trunk = dict(width=width, depth=depth, heads=heads, out_dim=out_dim, dtype=dtype, remat=remat)
+  if size in MLP_DIMS:
+    trunk["mlp_dim"] = MLP_DIMS[size]
   grid = (pixels // patch, pixels // patch)
   return ({"name": "vit", "patch": patch, "grid": grid, **trunk},
           {"name": "text", "vocab": vocab, "length": length, **trunk})
