@@ -121,10 +121,15 @@ def _advice(sizes, product, count):
   return f"{' or '.join(changes)} would fit"
 
 
+# CPU devices that stand for GPUs which are not there -> the number of their node. Only a plan has
+# such, see `mmjax/plan/host.py`.
+STAND_INS = {}
+
+
 def platform_of(devices):
-  """"tpu", "gpu" or "cpu": what the devices, all of one kind, are."""
-  name = next(iter(devices)).platform
-  return "gpu" if name in ("cuda", "rocm") else name
+  """"tpu", "gpu" or "cpu": what the devices, all of one kind, are or stand for."""
+  device = next(iter(devices))
+  return "gpu" if device in STAND_INS or device.platform in ("cuda", "rocm") else device.platform
 
 
 def slice_of(device):
@@ -132,7 +137,7 @@ def slice_of(device):
 
   On a GPU it is that of its node (NVLink). 0 where the device does not say, as on CPU.
   """
-  index = getattr(device, "slice_index", None)
+  index = STAND_INS.get(device, getattr(device, "slice_index", None))
   if index is None and platform_of([device]) == "gpu":
     index = device.process_index
   return index or 0
@@ -150,7 +155,7 @@ def slices_of(devices, slices=None):
 
 def _groups(devices, slices):
   """The devices of each slice, as a list of lists of equal length."""
-  if devices[0].platform == "cpu":
+  if platform_of(devices) == "cpu":
     slices = 1 if slices is None else slices
     if slices < 1 or len(devices) % slices:
       raise ValueError(f"slices={slices}: does not cut {len(devices)} devices into equal groups")

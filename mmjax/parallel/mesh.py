@@ -17,11 +17,13 @@ from flax.core import meta
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mmjax.parallel.devices import AXES, PRESETS, make_mesh, platform_of, slice_of, slices_of
+from mmjax.parallel.devices import (
+    AXES, PRESETS, STAND_INS, make_mesh, platform_of, slice_of, slices_of)
 
 __all__ = ["AXES", "PRESETS", "RULES", "Undivided", "axes_of", "batch_axes", "batch_sharding",
            "constrain", "full_rules", "make_mesh", "platform", "platform_of", "replicated",
-           "slice_of", "slices_of", "tree_shardings", "unbox", "undivided_activations", "use"]
+           "slice_of", "slices_of", "stands_in", "tree_shardings", "unbox",
+           "undivided_activations", "use"]
 
 # Logical axis -> mesh axis, tuple of mesh axes, or None. The rows are applied to an array in this
 # order, and each takes its axes only up to the first that an earlier row has. So an activation is
@@ -129,6 +131,12 @@ def platform():
   """"tpu", "gpu" or "cpu": what the program is traced for. Outside `use`, jax's default backend."""
   scope = _scope.get()
   return platform_of(scope.mesh.devices.flat if scope else jax.local_devices())
+
+
+def stands_in():
+  """Whether the mesh is of CPU devices that stand for GPUs, whose kernels they cannot compile."""
+  scope = _scope.get()
+  return scope is not None and scope.mesh.devices.flat[0] in STAND_INS
 
 
 def axes_of(logical):
