@@ -1,0 +1,100 @@
+"""Compiles a step for devices that are not here, whether or not it fits them."""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+from jax.extend import core
+
+from mmjax.plan import memory as memory_lib
+from mmjax.plan.memory import Memory
+from mmjax.plan.topology import Topology
+
+
+class CompileError(RuntimeError):
+  """The compiler failed, and not for want of the device's memory: one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+  """A step for a topology.
+
+  Attributes:
+    jaxpr: of the step, for the topology's platform.
+    lowered: before partitioning.
+    executable: None if it does not fit.
+    text: of the partitioned program (HLO), for one device; None if there is none.
+    memory: what it takes, or would take.
+    oom: the compiler's complaint if it does not fit.
+    lower_s, compile_s: seconds of tracing and lowering, and of compiling.
+  """
+
+  jaxpr: core.ClosedJaxpr
+  lowered: jax.stages.Lowered
+  executable: jax.stages.Compiled | None
+  text: str | None
+  memory: Memory
+  oom: memory_lib.Oom | None
+  lower_s: float
+  compile_s: float
+
+
+def placed_arguments(run: Any) -> tuple:
+  """(state, batch) of a run as ShapeDtypeStructs that carry their shardings."""
+  place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=run.batch_sharding)
+  return run.placed, jax.tree.map(place, run.abstract_batch)
+
+
+def compile_step(run: Any, topology: Topology) -> Compiled:
+  """The train step of a `training.assemble.Run` that was assembled on the topology's devices.
+
+  Raises:
+    CompileError: as `compile_jitted`.
+  """
+  with run.use():
+    return compile_jitted(run.step_fn(), placed_arguments(run), topology)
+
+
+def compile_jitted(fn: Any, args: tuple, topology: Topology) -> Compiled:
+  """Any jitted function.
+
+  Args:
+    fn: from `jax.jit`.
+    args: of ShapeDtypeStructs that carry shardings on the topology's devices.
+
+  Raises:
+    CompileError: the compiler failed, but not because it ran out of the device's memory.
+  """
+  start = time.monotonic()
+  traced = fn.trace(*args)
+  lowered = traced.lower()
+  lower_s = time.monotonic() - start
+  start = time.monotonic()
+  executable = oom = None
+  try:
+    executable = lowered.compile()
+  except (jax.errors.JaxRuntimeError, MemoryError) as error:
+    oom = memory_lib.parse_oom(str(error))
+    if oom is None:
+      raise CompileError(_one_line(error, topology)) from error
+  compile_s = time.monotonic() - start
+  text = executable.as_text() if executable else None
+  return Compiled(traced.jaxpr, lowered, executable, text, _memory(executable, oom, args, topology),
+                  oom, lower_s, compile_s)
+
+
+def _memory(executable, oom, args, topology):
+  if oom:
+    return memory_lib.of_complaint(oom, memory_lib.bytes_of(args))
+  limit = topology.chip.hbm_bytes
+  if topology.platform == "tpu":
+    limit = memory_lib.granted(topology.devices[0]) or limit
+  return memory_lib.of_executable(executable.memory_analysis(), limit)
+
+
+def _one_line(error, topology):
+  said = " ".join(str(error).split())[:400] or type(error).__name__
+  if isinstance(error, MemoryError):
+    said = "this machine has too little memory to compile it"
+  return f"the compiler failed for {topology.title}: {said}"
