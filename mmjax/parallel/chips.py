@@ -1,4 +1,4 @@
-"""What the makers publish about their accelerators, **per jax device**, in bytes, FLOP/s and bytes/s.
+"""What the makers publish of their accelerators, **per jax device**, in bytes, FLOP/s and bytes/s.
 
 A chip is one jax device, except that JAX sees TPU7x's two chiplets as two. Rates are peaks, so a
 time computed from them is a lower bound. GB and Gb are powers of ten, GiB are powers of two.

@@ -1,4 +1,4 @@
-"""FLOPs of a step per device: what the model asks for, what the hardware does, and in which kernels.
+"""FLOPs of a step per device: what the model asks for, what the hardware does, which kernels do it.
 
 - *model*: of the mathematics, `Run.model_flops` (every product once, attention whole even where it
   is causal, no recomputation), shared evenly by the devices.
@@ -83,8 +83,8 @@ def count(run: Any, jaxpr: Any, text: str | None = None) -> Flops:
 def look_into(eqn) -> flops.Kernel:
   """The FLOPs of one call of a kernel, from its equation in a jaxpr.
 
-  A Pallas kernel's body is a jaxpr: it is counted once for each point of the grid. Where that fails,
-  what its author declares (`cost_estimate`) is taken. cuDNN's attention: 4 B H Q K d forward, two
+  A Pallas kernel's body is a jaxpr: it is counted once for each point of the grid, also those that a
+  mask lets it skip. Where that fails, what its author declares (`cost_estimate`) is taken. cuDNN's attention: 4 B H Q K d forward, two
   products; 2.5 times that backward, where five products are needed, one of them to compute the
   weights again (FlashAttention-2, arXiv:2307.08691, section 4.1).
   """
@@ -131,7 +131,7 @@ def _product(instruction):
 
 
 def _convolution(instruction):
-  """2 x batch x features out x features in of a group x pairs (output, kernel element) that meet."""
+  """2 x batch x features out x features in of a group x (output, kernel element) that meet."""
   lhs_of, rest = instruction.attribute("dim_labels").split("_")
   rhs_of, out_of = rest.split("->")
   lhs, rhs = (one.arrays[0].dims for one in instruction.inputs[:2])

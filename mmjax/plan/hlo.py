@@ -1,4 +1,4 @@
-"""Reads the text of a compiled XLA program: which instruction runs how often, on arrays of what size.
+"""Reads the text of a compiled XLA program: which instruction runs how often, on which arrays.
 
 Enough of the syntax for counting, as the TPU, GPU and CPU compilers print it; see "HLO syntax" at
 openxla.org. The program is that of one device. XLA:TPU does not print how often a `while` runs, so

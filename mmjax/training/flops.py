@@ -7,7 +7,8 @@ all its devices, so the result is that of the whole batch on the whole mesh.
 
 *Model* FLOPs are those that the mathematics asks for: trace the loss and its gradient with
 rematerialisation off and in one pass (no feature pass before it), whatever the real step does.
-*Hardware* FLOPs are those of the step as it is, recomputation and kernels included (`mmjax/plan/flops.py`).
+*Hardware* FLOPs are those of the step as it is, recomputation and kernels included
+(`mmjax/plan/flops.py`).
 """
 
 import collections
@@ -45,7 +46,8 @@ class Work:
   @property
   def flops(self) -> int:
     """Of products and kernels, those of unknown FLOPs left out."""
-    return self.products + sum((kernel.flops or 0) * calls for kernel, calls in self.kernels.items())
+    known = ((kernel.flops or 0) * calls for kernel, calls in self.kernels.items())
+    return self.products + sum(known)
 
   def __add__(self, other: "Work") -> "Work":
     return Work(self.products + other.products, self.kernels + other.kernels)
