@@ -131,7 +131,7 @@ def base(*, batch_size, **length):
   """Keys that every run has; `length` is one of total_steps, total_examples, total_epochs."""
   return ConfigDict({
       "seed": 0, "batch_size": batch_size, **length, "micro_batches": 1,
-      "mesh": {"data": -1, "fsdp": 1}, "checkpoint": {"every_steps": 1000, "keep_last": 2},
+      "mesh": {"preset": "dp"}, "checkpoint": {"every_steps": 1000, "keep_last": 2},
       "log_every_steps": 50,
       "optim": {"name": "adamw", "lr": 1e-3, "weight_decay": 1e-4, "clip_norm": 1.0,
                 "schedule": {"name": "cosine", "warmup_percent": 10}},

@@ -202,7 +202,7 @@ def test_the_config_used_for_these_errors_is_itself_right(node):
     ("log_every_steps=0", r"^log_every_steps: must be at least 1"),
     ("watchdog_seconds=-1", r"^watchdog_seconds: must be positive"),
     ("mesh.data=3", r"^mesh: .* is not the 8 devices there are"),
-    ("rules.batch=dat", r"^rules: .*the mesh has no axis 'dat', its axes are data, fsdp"),
+    ("rules.batch=dat", r"^rules: .*the mesh has no axis 'dat'; did you mean 'data'.*valid: data, fsdp"),
     ("checkpoint.every_steps=0", r"^checkpoint: every_steps: must be at least 1"),
     ("checkpoint.keep_last=0", r"^checkpoint: keep_last must be at least 1"),
     ("checkpoint.keep_best=[1, 2]", r"^checkpoint: keep_best must be"),

@@ -49,21 +49,55 @@ def make_mesh(data: int | None = None, fsdp: int | None = None, tensor: int | No
     expert: devices that share the experts of a mixture; they too have their own rows.
     preset: a name of `PRESETS`; sizes given beside it win.
     slices: groups of devices with a fast network inside and a slow one between; default what the
-      devices say. CPU devices, which do not say, are cut into so many equal groups. See `_split`
-      for which axes cross them.
+      devices say. CPU devices, which do not say, are cut into so many equal groups, in order.
     devices: the devices to use; default all of all processes.
 
   Raises:
     ValueError: sizes, preset or slices do not fit each other or the number of devices.
   """
   devices = list(jax.devices() if devices is None else devices)
-  groups = _groups(devices, slices)
+  groups = device_groups(devices, slices)
   given = {"data": data, "fsdp": fsdp, "expert": expert, "sequence": sequence, "tensor": tensor}
   given = {axis: size for axis, size in given.items() if size is not None}
   shape = _fill(_sizes(given, preset, len(groups)), len(devices))
+  return Mesh(arrange(groups, shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def arrange(groups, shape):
+  """The devices of each slice, as an array of the mesh's shape.
+
+  `data` crosses the slices, its outer part being the slice; if it is too small, so does `fsdp`, for
+  the factor that is missing. The inner axes communicate too much for the network between slices.
+  The nodes of a GPU cluster are not so strict: the devices lie in the order of node and id, so that
+  inner axes stay in a node as long as it has room for them.
+
+  Args:
+    groups: for each slice, a list of its devices.
+    shape: sizes of `AXES`.
+
+  Raises:
+    ValueError: an inner axis would cross slices.
+  """
+  if platform_of(groups[0]) == "gpu":
+    ordered = [d for group in groups for d in sorted(group, key=lambda d: d.id)]
+    return np.array(ordered).reshape(shape)
   across = _split(shape, len(groups))
-  grid = _join([_place(group, [n // a for n, a in zip(shape, across)]) for group in groups], across)
-  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  inner = [size // cut for size, cut in zip(shape, across)]
+  grids = np.stack([_place(group, inner) for group in groups]).reshape(*across, *inner)
+  n = len(shape)
+  return grids.transpose([k for axis in range(n) for k in (axis, n + axis)]).reshape(shape)
+
+
+def _split(shape, slices):
+  """By how much each axis is cut by the borders of slices."""
+  data, fsdp = shape[:2]
+  across_data = math.gcd(data, slices)
+  across_fsdp = slices // across_data
+  if fsdp % across_fsdp:
+    raise ValueError(
+        f"data={data} x fsdp={fsdp} on {slices} slices: only these two axes may cross slices; make "
+        f"data a multiple of {slices}, or fsdp one of {across_fsdp}")
+  return (across_data, across_fsdp) + (1,) * (len(shape) - 2)
 
 
 def _sizes(given, preset, slices):
@@ -106,19 +140,24 @@ def _advice(sizes, product, count):
   free = -1 in sizes.values()
   changes = []
   for axis, size in sizes.items():
-    others = product // size if size != -1 else count + 1
-    if size == 1 and free or count % others:
+    others = product // abs(size)
+    if size == -1 or (size == 1 and (free or axis != "data")) or count % others:
       continue
-    rest = count // others  # what this axis could have at most
-    fitting = [n for n in range(1, rest + 1) if rest % n == 0] if free else [rest]
-    below, above = [n for n in fitting if n < size], [n for n in fitting if n > size]
-    changes += [f"{axis}={n}" for n in (*below[-1:], *above[:1])]
-  if not free and count % product == 0:
-    changes.append("data=-1" if sizes["data"] == 1 else f"data={sizes['data'] * count // product}")
-  changes = list(dict.fromkeys(changes))
-  if not changes:
-    return f"sizes that do are divisors of {count}, and so are their products"
-  return f"{' or '.join(changes)} would fit"
+    fitting = _divisors(count // others) if free else [count // others]
+    changes += [f"{axis}={n}" for n in _around(size, fitting)]
+  if changes:
+    return f"{' or '.join(changes)} would fit"
+  near = " or ".join(map(str, _around(product, _divisors(count))))
+  return f"take sizes whose product is {near if free else count}"
+
+
+def _divisors(count):
+  return [n for n in range(1, count + 1) if count % n == 0]
+
+
+def _around(size, choices):
+  """The nearest of the sorted choices on both sides of a size."""
+  return [n for n in choices if n < size][-1:] + [n for n in choices if n > size][:1]
 
 
 # CPU devices that stand for GPUs which are not there -> the number of their node. Only a plan has
@@ -149,12 +188,13 @@ def slices_of(devices, slices=None):
   Raises:
     ValueError: as `make_mesh`.
   """
-  place = {device: i for i, group in enumerate(_groups(list(devices), slices)) for device in group}
+  groups = device_groups(list(devices), slices)
+  place = {device: i for i, group in enumerate(groups) for device in group}
   return [place[device] for device in devices]
 
 
-def _groups(devices, slices):
-  """The devices of each slice, as a list of lists of equal length."""
+def device_groups(devices, slices=None):
+  """The devices of each slice, as a list of lists; of equal length, except on GPUs."""
   if platform_of(devices) == "cpu":
     slices = 1 if slices is None else slices
     if slices < 1 or len(devices) % slices:
@@ -167,40 +207,61 @@ def _groups(devices, slices):
   groups = [by_slice[key] for key in sorted(by_slice)]
   if slices not in (None, len(groups)):
     raise ValueError(f"slices={slices}: the devices are in {len(groups)}; leave it out")
-  if len({len(group) for group in groups}) > 1:
+  if platform_of(devices) != "gpu" and len({len(group) for group in groups}) > 1:
     raise ValueError(f"slices of unequal size: {[len(group) for group in groups]} devices")
   return groups
 
 
-def _split(shape, slices):
-  """By how much each axis is cut by the borders of slices.
-
-  `data` is, outermost; if it is too small, `fsdp` is for the factor that is missing. The others
-  communicate too much for the network between slices.
-  """
-  data, fsdp = shape[:2]
-  across_data = math.gcd(data, slices)
-  across_fsdp = slices // across_data
-  if fsdp % across_fsdp:
-    raise ValueError(f"data={data} x fsdp={fsdp} on {slices} slices: only these two axes may cross "
-                     f"slices; take data={slices} or a multiple of it")
-  return (across_data, across_fsdp) + (1,) * (len(shape) - 2)
-
-
-def _join(grids, across):
-  """One mesh of the slices' meshes; the index of the slice is the outer part of an axis's index."""
-  inner = grids[0].shape
-  grid = np.stack(grids).reshape(*across, *inner)
-  order = [k for i in range(len(inner)) for k in (i, len(inner) + i)]
-  return grid.transpose(order).reshape([a * n for a, n in zip(across, inner)])
-
-
 def _place(devices, shape):
   """The devices of one slice on a mesh: neighbours on it are neighbours in the network."""
+  chips = collections.defaultdict(list)
+  for device in sorted(devices, key=_core):
+    chips[tuple(getattr(device, "coords", (device.id,)))].append(device)
+  cores = {len(chip) for chip in chips.values()}
+  inner = max((axis for axis, size in enumerate(shape) if size > 1), default=0)
+  if len(cores) > 1 or shape[inner] % max(cores):
+    return _place_chips(devices, shape)
+  # The devices of one chip (tpu7x has two) are nearer to each other than to any other.
+  outer = [size // max(cores) if axis == inner else size for axis, size in enumerate(shape)]
+  grid = _place_chips([chip[0] for chip in chips.values()], outer)
+  if len(devices) == len(chips):
+    return grid
+  return np.array([chips[tuple(device.coords)] for device in grid.flat]).reshape(shape)
+
+
+def _core(device):
+  return getattr(device, "core_on_chip", 0)
+
+
+def _place_chips(devices, shape):
+  """`_place` without regard to several devices on a chip. CPU devices stay in their order."""
   try:
     # Splitting physical axes lets a logical shape such as (64, 4) lie on a 16x16 torus.
     return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-  except (NotImplementedError, AssertionError, ValueError) as error:
-    log.warning("mesh: %d devices lie in the order of their ids, since they could not be arranged "
-                "by their place in the network: %s", len(devices), str(error)[:200])
-    return np.array(sorted(devices, key=lambda device: device.id)).reshape(shape)
+  except (NotImplementedError, AssertionError, ValueError, TypeError) as error:
+    # Known: a torus with a side of 28 (v5p:16x20x28), whose prime factors jax 0.10 gets wrong.
+    log.info("mesh: create_device_mesh cannot place %s: %s", tuple(shape), str(error)[:200])
+  ordered = sorted(devices, key=lambda d: (*getattr(d, "coords", ()), _core(d), d.id))
+  sides = [len(set(values)) for values in zip(*(getattr(d, "coords", ()) for d in devices))]
+  if math.prod(sides) != len(devices):
+    log.warning("mesh: %d devices form no box; they lie on the mesh in the order of their "
+                "coordinates, and collectives may be slow", len(devices))
+    return np.array(ordered).reshape(shape)
+  return _split_torus(np.array(ordered).reshape(sides), shape)
+
+
+def _split_torus(torus, shape):
+  """Spreads the mesh axes over the sides of a torus of devices, the inner axes first.
+
+  An axis takes of each side the largest factor that both still have. As the devices are as many as
+  the mesh has places, each axis gets all of its factors.
+  """
+  sides = list(torus.shape)
+  parts = np.ones((len(sides), len(shape)), int)  # [side, axis]: the factors
+  for axis in reversed(range(len(shape))):
+    size = shape[axis]
+    for side in sorted(range(len(sides)), key=lambda side: -math.gcd(size, sides[side])):
+      factor = math.gcd(size, sides[side])
+      parts[side, axis], sides[side], size = factor, sides[side] // factor, size // factor
+  order = np.arange(parts.size).reshape(parts.shape).T.ravel()
+  return torus.reshape(parts.ravel()).transpose(order).reshape(shape)

@@ -90,7 +90,8 @@ def _spec(mesh, names, shape, rules=None):
 
 def test_a_parameter_is_split_over_every_axis_that_would_hold_copies():
   mesh = mesh_lib.make_mesh(1, 2, sequence=2, tensor=2)
-  assert _spec(mesh, ("layers", "embed", "mlp"), (3, 8, 8))[0] == P(None, ("fsdp", "sequence"), "tensor")
+  assert _spec(mesh, ("layers", "embed", "mlp"), (3, 8, 8))[0] == P(
+      None, ("fsdp", "sequence"), "tensor")
   assert _spec(mesh, ("vocab", "embed"), (8, 8))[0] == P("tensor", ("fsdp", "sequence"))
   experts = mesh_lib.make_mesh(1, 2, expert=2, tensor=2)
   assert _spec(experts, ("expert", "embed", "mlp"), (4, 8, 8))[0] == P("expert", "fsdp", "tensor")
@@ -157,7 +158,8 @@ def test_constrain_outside_a_mesh_gives_back_its_argument_and_checks_the_names()
 
 def test_a_parameter_that_does_not_divide_can_be_made_inside_use():
   with mesh_lib.use(mesh_lib.make_mesh(2, 4)):
-    variables = jax.jit(lambda: mesh_lib.unbox(Toy().init(jax.random.key(0), jnp.zeros((16, 8)))))()
+    init = lambda: mesh_lib.unbox(Toy().init(jax.random.key(0), jnp.zeros((16, 8))))
+    variables = jax.jit(init)()
   assert variables["params"]["odd"].shape == (6, 3)
 
 
