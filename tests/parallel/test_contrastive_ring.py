@@ -1,6 +1,10 @@
 """Contrastive losses on a sharded batch and in blocks, against the plain formulas on one device."""
 
+import functools
+import math
+
 import jax
+from jax.experimental import topologies
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,9 +12,12 @@ import pytest
 from mmjax.losses import contrastive as plain
 from mmjax.parallel import contrastive as ring
 from mmjax.parallel import mesh as mesh_lib
+from tests.conftest import needs
 
 BATCH, WIDTH = 48, 8
-MESHES = [(8, 1), (2, 4), (1, 8)]
+# Rows are spread over data, fsdp and expert; tensor and sequence hold copies of them.
+MESHES = [dict(data=8), dict(data=2, fsdp=4), dict(data=2, expert=4),
+          dict(fsdp=2, sequence=2, tensor=2), dict(slices=2, data=2, fsdp=2, tensor=2)]
 
 
 def _softmax(module, **options):
@@ -65,14 +72,14 @@ def _close(got, want):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("data, fsdp", MESHES)
-def test_eight_devices_give_the_value_and_gradients_of_one(name, data, fsdp):
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_eight_devices_give_the_value_and_gradients_of_one(name, mesh):
   params, batch = _arguments()
   expected = _step(LOSSES[name](plain))(params, batch)
-  mesh = mesh_lib.make_mesh(data, fsdp)
+  mesh = mesh_lib.make_mesh(**mesh)
   with mesh_lib.use(mesh):
     sharded = jax.device_put(batch, mesh_lib.batch_sharding(mesh))
-    step = _step(LOSSES[name](ring, block=4))  # 6 images a device: the last block is padded
+    step = _step(LOSSES[name](ring, block=4))  # 6 images a device or more: the last block is padded
     lowered = step.lower(params, sharded)
     got = step(params, sharded)
   _close(got, expected)
@@ -95,19 +102,37 @@ def test_every_row_is_valid_by_default(name):
   _close(_step(LOSSES[name](ring))(params, batch), _step(LOSSES[name](plain))(params, batch))
 
 
-def _temporary_bytes(loss, batch_size, mesh=None):
-  params, batch = _arguments(batch_size)
-  if mesh is None:
-    return _step(loss).lower(params, batch).compile().memory_analysis().temp_size_in_bytes
+@pytest.mark.parametrize("name", LOSSES)
+def test_devices_that_share_rows_agree(name):
+  params, batch = _arguments()
+  mesh = mesh_lib.make_mesh(tensor=4, sequence=2)
   with mesh_lib.use(mesh):
-    batch = jax.device_put(batch, mesh_lib.batch_sharding(mesh))
-    return _step(loss).lower(params, batch).compile().memory_analysis().temp_size_in_bytes
+    got = _step(LOSSES[name](ring, block=7))(params, jax.device_put(batch, mesh_lib.replicated(mesh)))
+  _close(got, _step(LOSSES[name](plain))(params, batch))
+  for array in jax.tree.leaves(got):
+    copies = [shard.data for shard in array.addressable_shards if shard.data.shape == array.shape]
+    assert all((np.asarray(copy) == np.asarray(copies[0])).all() for copy in copies)
+
+
+def _compiled(loss, rows, mesh):
+  """The step for `rows` rows on a mesh, which may be of absent devices."""
+  params, batch = jax.eval_shape(functools.partial(_arguments, rows))
+  place = lambda tree, sharding: jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+  with mesh_lib.use(mesh):
+    return _step(loss).lower(place(params, mesh_lib.replicated(mesh)),
+                             place(batch, mesh_lib.batch_sharding(mesh))).compile()
+
+
+def _temporary_bytes(loss, rows, mesh):
+  return _compiled(loss, rows, mesh).memory_analysis().temp_size_in_bytes
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("devices", [1, 8])
-def test_memory_grows_with_the_batch_and_not_with_its_square(name, devices):
-  mesh = mesh_lib.make_mesh(2, 4) if devices == 8 else None
+@pytest.mark.parametrize("mesh", [dict(data=1), dict(data=2, fsdp=4)], ids=str)
+def test_memory_grows_with_the_batch_and_not_with_its_square(name, mesh):
+  devices = math.prod(mesh.values())
+  mesh = mesh_lib.make_mesh(**mesh, devices=jax.devices()[:devices])
   loss = LOSSES[name](ring, block=16)
   sizes = [devices * rows for rows in (256, 512, 1024)]
   once, twice, four_times = (_temporary_bytes(loss, size, mesh) for size in sizes)
@@ -117,8 +142,29 @@ def test_memory_grows_with_the_batch_and_not_with_its_square(name, devices):
 
 
 @pytest.mark.parametrize("name", LOSSES)
+def test_more_devices_with_as_many_rows_each_need_no_more_memory(name):
+  two, eight = (_temporary_bytes(LOSSES[name](ring, block=16), 64 * count, mesh_lib.make_mesh(
+      devices=jax.devices()[:count])) for count in (2, 8))
+  # [B, B] would be sixteen times as large, [b, B] and [B] four times. A [b, b] is 16 KiB.
+  assert eight <= two + 1024
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_256_absent_chips_need_the_memory_and_the_program_of_16(name, monkeypatch):
+  needs("libtpu")
+  monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  few, many = (_compiled(LOSSES[name](ring), 32 * count, mesh_lib.make_mesh(
+      fsdp=4, devices=list(topologies.get_topology_desc(shape, platform="tpu").devices)))
+      for count, shape in ((16, "v5e:4x4"), (256, "v5e:16x16")))
+  bytes_of = lambda compiled: compiled.memory_analysis().temp_size_in_bytes
+  assert bytes_of(many) <= bytes_of(few) * 1.01
+  operations = lambda compiled: compiled.as_text().count(" = ")
+  assert operations(many) <= operations(few) * 1.1  # a hop is in the program once
+
+
+@pytest.mark.parametrize("name", LOSSES)
 def test_embeddings_travel_in_their_own_dtype(name):
-  mesh = mesh_lib.make_mesh(8)
+  mesh = mesh_lib.make_mesh(data=8)
   image = jnp.ones((16, WIDTH), jnp.bfloat16)
   with mesh_lib.use(mesh):
     program = str(jax.make_jaxpr(LOSSES[name](ring))(image, image, 1.0, 0.0, None))
@@ -131,6 +177,6 @@ def test_embeddings_travel_in_their_own_dtype(name):
 
 def test_a_batch_that_does_not_divide_is_named():
   image = jnp.ones((12, WIDTH))
-  with mesh_lib.use(mesh_lib.make_mesh(2, 4)):
+  with mesh_lib.use(mesh_lib.make_mesh(data=2, fsdp=4)):
     with pytest.raises(ValueError, match="12 rows.*8 devices of mesh axes data, fsdp"):
       ring.softmax(image, image, 1.0)
