@@ -66,9 +66,21 @@ class Contrastive(Objective):
 
   def forward(self, ctx, params, batch):
     keys = ctx.keys("model", batch) if ctx.train else None
-    features = self.model.apply({"params": params}, batch.get("image"), batch.get("text"),
-                                batch.get("text_mask"), keys=keys, train=ctx.train, want=ctx.want,
-                                **patches_of(batch))
+
+    def encode(params, **inputs):
+      return self.model.apply({"params": params}, **inputs, keys=keys, train=ctx.train, want=ctx.want)
+
+    features = {}
+    if "image" in batch:
+      features = encode(params, batch_image=batch["image"], **patches_of(batch))
+      if "text" in batch:
+        # Backward, the text tower then comes first, and what it has stored is gone when the image
+        # tower needs most. Left alone, the compiler may take them the other way round.
+        features["image/embed"], text = jax.lax.optimization_barrier(
+            (features["image/embed"], params["text"]))
+        params = {**params, "text": text}
+    if "text" in batch:
+      features |= encode(params, text=batch["text"], text_mask=batch.get("text_mask"))
     return features, {}
 
   def couple(self, ctx, params, features, batch):
