@@ -1,12 +1,15 @@
 """Compiles a step for devices that are not here, whether or not it fits them."""
 
 import dataclasses
+import inspect
 import time
 from typing import Any
 
 import jax
 from jax.extend import core
 
+from mmjax.parallel import mesh as mesh_lib
+from mmjax.plan import host
 from mmjax.plan import memory as memory_lib
 from mmjax.plan.memory import Memory
 from mmjax.plan.topology import Topology
@@ -26,7 +29,9 @@ class Compiled:
     executable: None if it does not fit.
     text: of the partitioned program (HLO), for one device; None if there is none.
     memory: what it takes, or would take.
+    args: of the step, ShapeDtypeStructs with shardings, by the names of its parameters.
     oom: the compiler's complaint if it does not fit.
+    undivided: dimensions of activations that the mesh does not divide, see `mesh.constrain`.
     lower_s, compile_s: seconds of tracing and lowering, and of compiling.
   """
 
@@ -35,7 +40,9 @@ class Compiled:
   executable: jax.stages.Compiled | None
   text: str | None
   memory: Memory
+  args: dict[str, Any]
   oom: memory_lib.Oom | None
+  undivided: list
   lower_s: float
   compile_s: float
 
@@ -70,18 +77,28 @@ def compile_jitted(fn: Any, args: tuple, topology: Topology) -> Compiled:
   traced = fn.trace(*args)
   lowered = traced.lower()
   lower_s = time.monotonic() - start
+  undivided = mesh_lib.undivided_activations()
   start = time.monotonic()
-  executable = oom = None
+  executable = text = oom = None
   try:
-    executable = lowered.compile()
+    executable, text = _compile(lowered, topology)
   except (jax.errors.JaxRuntimeError, MemoryError) as error:
     oom = memory_lib.parse_oom(str(error))
     if oom is None:
       raise CompileError(_one_line(error, topology)) from error
   compile_s = time.monotonic() - start
-  text = executable.as_text() if executable else None
+  names = list(inspect.signature(fn).parameters)
+  named = dict(zip(names if len(names) >= len(args) else map(str, range(len(args))), args))
   return Compiled(traced.jaxpr, lowered, executable, text, _memory(executable, oom, args, topology),
-                  oom, lower_s, compile_s)
+                  named, oom, undivided, lower_s, compile_s)
+
+
+def _compile(lowered, topology):
+  """(executable, HLO text) for devices that are not here."""
+  if topology.platform == "gpu":
+    return host.compile_lowered(lowered)
+  executable = lowered.compile()
+  return executable, executable.as_text()
 
 
 def _memory(executable, oom, args, topology):

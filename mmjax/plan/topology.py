@@ -75,7 +75,9 @@ class Topology:
 
   @property
   def title(self) -> str:
-    return f"{self.slices} x {self.name}" if self.slices > 1 else self.name
+    """The name, with the number of slices; a GPU's nodes are in the name."""
+    many = self.platform == "tpu" and self.slices > 1
+    return f"{self.slices} x {self.name}" if many else self.name
 
 
 def find(name: str, slices: int = 1) -> Topology:
