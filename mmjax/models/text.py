@@ -5,7 +5,10 @@
   SigLIP   pool="final", out_dim=width, out_bias=True, mask_padding=False
 """
 
+import math
+
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 
 from mmjax.nn.linear import Linear, logical
@@ -14,8 +17,34 @@ from mmjax.nn.names import check_choice
 from mmjax.nn.norm import layer_norm
 from mmjax.nn.pooling import AttentionPool, eos_index, last_index, mean_pool, token_at
 from mmjax.nn.transformer import Transformer, check_trunk
+from mmjax.parallel import mesh as mesh_lib
 
 POOLS = ("last", "final", "eos", "mean", "map", "first", "none")
+
+
+LANES = 128  # to which a TPU pads the rows of an array
+PADDING = 4  # so many times the looked-up rows may take, padded
+
+
+def lookup(table, text):
+  """The rows of `table` [V, D] that `text` int32 [B, L] names: [B, L, D]. An id outside gives NaN.
+
+  Devices over which D is spread look up their columns for the texts of all, and then exchange them.
+  Where they are many, a device's columns are few and their padding is most of the memory; the length
+  is then taken in parts.
+  """
+  mesh, length = jax.sharding.get_abstract_mesh(), text.shape[1]
+  devices = math.prod(mesh.shape[axis] for axis in mesh_lib.axes_of("embed"))
+  most = max(1, LANES * devices // (PADDING * table.shape[1]))
+  parts = max(n for n in range(1, most + 1) if length % n == 0)
+  if devices == 1 or parts == 1:
+    return jnp.take(table, text, axis=0)
+
+  def one(carry, ids):
+    return carry, mesh_lib.constrain(jnp.take(table, ids, axis=0), ("batch", None, "embed"))
+
+  _, rows = jax.lax.scan(one, None, text.reshape(-1, parts, length // parts).swapaxes(0, 1))
+  return rows.swapaxes(0, 1).reshape(*text.shape, table.shape[1])
 
 
 class TextTransformer(nn.Module):
@@ -63,7 +92,7 @@ class TextTransformer(nn.Module):
   norm_eps: float = 1e-6
   scan: bool = True
   remat: str = "none"
-  attention: str = "xla"
+  attention: str = "auto"
   kernel_init: str = "xavier_uniform"
   dtype: str = "float32"
 
@@ -121,8 +150,8 @@ class TextTransformer(nn.Module):
                        jnp.float32)
     position = self.param("position", logical(normal, "position", "embed"),
                           (self.length, self.width), jnp.float32)
-    x = jnp.take(table, text, axis=0) + position[:text.shape[1]]
-    return nn.with_logical_constraint(x.astype(self.dtype), ("batch", "length", "embed"))
+    x = lookup(table, text) + position[:text.shape[1]]
+    return mesh_lib.constrain(x.astype(self.dtype), ("batch", "length", "embed"))
 
   def _head(self, x, text, mask):
     """Pools and projects: [B, L, D] -> [B, D]; None with pool="none"."""
@@ -139,12 +168,12 @@ class TextTransformer(nn.Module):
     elif self.pool == "first":
       y = x[:, 0]
     else:
-      y = AttentionPool(self.heads, self._mlp_dim(), self.activation, self.norm_eps, self.attention,
+      y = AttentionPool(self.heads, self._mlp_dim(), self.activation, self.norm_eps,
                         self.kernel_init, self.dtype, name="pool")(x, mask)
     if self.out_dim:
       y = Linear((self.out_dim,), ("embed", "joint"), self.out_bias, dtype=self.dtype,
                  name="projection")(y)
-    return nn.with_logical_constraint(y, ("batch", "embed"))
+    return mesh_lib.constrain(y, ("batch", "embed"))
 
 
 build = TextTransformer

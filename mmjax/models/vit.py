@@ -23,6 +23,7 @@ from mmjax.nn.pooling import AttentionPool, mean_pool
 from mmjax.nn.positions import rotary_2d, rotary_unit_2d, sincos_2d
 from mmjax.nn.resample import METHODS, resample_grid, triangle_weights
 from mmjax.nn.transformer import Transformer, check_trunk
+from mmjax.parallel import mesh as mesh_lib
 
 POOLS = ("cls", "mean", "cls_mean", "map", "none")
 POSITIONS = ("learned", "sincos", "sincos_endpoint", "rotary", "rotary_unit", "none")
@@ -92,7 +93,7 @@ class ViT(nn.Module):
   norm_eps: float = 1e-6
   scan: bool = True
   remat: str = "none"
-  attention: str = "xla"
+  attention: str = "auto"
   kernel_init: str = "xavier_uniform"
   dtype: str = "float32"
   attention_bias: str = "qkvo"
@@ -150,7 +151,7 @@ class ViT(nn.Module):
       rotary = jnp.pad(rotary, [(0, 0)] * (rotary.ndim - 2) + [(prefix, 0), (0, 0)])
     if self.pre_norm:
       x = layer_norm(self.norm_eps, "pre_norm")(x).astype(self.dtype)
-    x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
+    x = mesh_lib.constrain(x, ("batch", "length", "embed"))
     padding = image_mask
     if padding is not None:
       padding = jnp.pad(padding, [(0, 0), (prefix, 0)], constant_values=True)
@@ -263,7 +264,7 @@ class ViT(nn.Module):
     elif self.pool == "cls_mean":
       y = jnp.concatenate([x[:, 0], mean_pool(x[:, prefix:], mask)], axis=-1)
     else:
-      y = AttentionPool(self.heads, self._mlp_dim(), self.activation, self.norm_eps, self.attention,
+      y = AttentionPool(self.heads, self._mlp_dim(), self.activation, self.norm_eps,
                         self.kernel_init, self.dtype, name="pool")(x[:, prefix:], mask)
     if self.rep_dim:
       y = jnp.tanh(Linear((self.rep_dim,), ("embed", "joint"), dtype=self.dtype, name="rep")(y))
@@ -274,7 +275,7 @@ class ViT(nn.Module):
       head = Linear((self.classes,), ("embed", "classes"), kernel_init=nn.initializers.zeros,
                     dtype=self.dtype, name="classifier")
       features["logits"] = head(y).astype(jnp.float32)
-    return nn.with_logical_constraint(y, ("batch", "embed")), features
+    return mesh_lib.constrain(y, ("batch", "embed")), features
 
 
 build = ViT

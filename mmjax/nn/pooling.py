@@ -51,13 +51,12 @@ class AttentionPool(nn.Module):
   The head of Zhai et al. 2022 (arXiv:2106.04560, sec. 3.2) that SigLIP uses ("MAP").
 
   Attributes:
-    heads, mlp_dim, activation, norm_eps, backend, kernel_init, dtype: as in `Block`.
+    heads, mlp_dim, activation, norm_eps, kernel_init, dtype: as in `Block`.
   """
   heads: int
   mlp_dim: int
   activation: str = "gelu_tanh"
   norm_eps: float = 1e-6
-  backend: str = "xla"
   kernel_init: str = "xavier_uniform"
   dtype: str = "float32"
 
@@ -68,7 +67,8 @@ class AttentionPool(nn.Module):
                        (1, x.shape[-1]), jnp.float32)
     probe = jnp.broadcast_to(probe.astype(self.dtype), (x.shape[0], *probe.shape))
     init = dict(kernel_init=self.kernel_init, dtype=self.dtype)
-    y = MultiHeadAttention(self.heads, backend=self.backend, name="attention", **init)(
+    # The logits of one query are a vector: no kernel could spare memory.
+    y = MultiHeadAttention(self.heads, backend="xla", name="attention", **init)(
         probe, context=x, padding=padding)
     z = layer_norm(self.norm_eps, "norm")(y)
     z = Mlp(self.mlp_dim, self.activation, name="mlp", **init)(z)

@@ -12,6 +12,8 @@ from mmjax.nn.linear import KERNEL_INITS, logical
 from mmjax.nn.mlp import ACTIVATIONS, Mlp
 from mmjax.nn.names import check_choice, check_heads
 from mmjax.nn.norm import layer_norm
+from mmjax.parallel import mesh as mesh_lib
+from mmjax.parallel import ring_attention
 
 # What the backward pass finds stored of each block; the rest it computes again.
 REMAT_POLICIES = {
@@ -51,7 +53,10 @@ def drop_path(x, rate, keys):
 
 
 def dropout(x, rate, keys):
-  """Zeroes each element of [B, L, D] with probability `rate`; one PRNG key a row, [B]."""
+  """Zeroes each element of [B, L, D] with probability `rate`; one PRNG key a row, [B].
+
+  What is drawn for a token does not change when others are appended to the row.
+  """
   kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
   return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
 
@@ -77,7 +82,7 @@ class Block(nn.Module):
   mlp_bias: bool
 
   @nn.compact
-  def __call__(self, x, drop_rate, padding, rotary, keys):
+  def __call__(self, x, drop_rate, padding, rotary, segments, keys):
     """One layer.
 
     Args:
@@ -85,6 +90,7 @@ class Block(nn.Module):
       drop_rate: float32 [], this block's drop-path rate.
       padding: bool [B, L] or None, True where a token may be seen.
       rotary: angles [L, d / 2] or [B, L, d / 2], or None.
+      segments: int32 [B, L] or None, a token sees those with its own number.
       keys: PRNG keys of this layer, one a row [B], or None when nothing is random.
 
     Returns:
@@ -94,12 +100,13 @@ class Block(nn.Module):
     y = layer_norm(self.norm_eps, "attention_norm")(x)
     y = MultiHeadAttention(
         self.heads, self.causal, self.qk_norm, self.norm_eps, self.attention,
-        bias=self.attention_bias, name="attention", **init)(y, padding=padding, rotary=rotary)
+        bias=self.attention_bias, name="attention", **init)(
+            y, padding=padding, rotary=rotary, segments=segments)
     x = x + self._branch(y, "attention", drop_rate, keys)
     y = layer_norm(self.norm_eps, "mlp_norm")(x)
     y = Mlp(self.mlp_dim, self.activation, use_bias=self.mlp_bias, name="mlp", **init)(y)
     x = x + self._branch(y, "mlp", drop_rate, keys)
-    return nn.with_logical_constraint(x, ("batch", "length", "embed"))
+    return mesh_lib.constrain(x, ("batch", "length", "embed"))
 
   def _branch(self, y, name, drop_rate, keys):
     """Layer scale (Touvron et al. 2021, arXiv:2103.17239, eq. 1), dropout and drop-path."""
@@ -118,8 +125,37 @@ class Block(nn.Module):
     return y
 
 
+def pad_to_devices(x, padding, rotary, segments, causal):
+  """Appends tokens that nobody sees, so that the devices that share the length divide it.
+
+  Args:
+    x: [B, L, D].
+    padding, rotary, segments: as in `Transformer.__call__`.
+    causal: tokens see only what stands before them, so what is appended needs no mask.
+
+  Returns:
+    x, padding, rotary, segments for a length of L or a little more.
+  """
+  extra = -x.shape[1] % ring_attention.device_count(mesh_lib.axes_of("length"))
+  if not extra:
+    return x, padding, rotary, segments
+  if padding is None and not causal:
+    padding = jnp.ones(x.shape[:2], bool)
+
+  def longer(y, axis):
+    if y is None:
+      return None
+    return jnp.pad(y, [(0, extra if i == axis % y.ndim else 0) for i in range(y.ndim)])
+
+  x = mesh_lib.constrain(longer(x, 1), ("batch", "length", "embed"))
+  return x, longer(padding, 1), longer(rotary, -2), longer(segments, 1)
+
+
 class Transformer(nn.Module):
   """`depth` blocks whose parameters are stacked on a leading axis: `layers/...` [depth, ...].
+
+  Where the mesh shards `length`, tokens are appended on entry until its devices divide it, hidden,
+  and cut off at the end. The results do not depend on the mesh.
 
   Attributes:
     depth, heads: number of blocks, and of attention heads in each.
@@ -151,20 +187,22 @@ class Transformer(nn.Module):
   norm_eps: float = 1e-6
   scan: bool = True
   remat: str = "none"
-  attention: str = "xla"
+  attention: str = "auto"
   kernel_init: str = "xavier_uniform"
   dtype: str = "float32"
   attention_bias: str = "qkvo"
   mlp_bias: bool = True
 
   @nn.compact
-  def __call__(self, x, *, padding=None, rotary=None, keys=None, train=False, want=()):
+  def __call__(self, x, *, padding=None, rotary=None, segments=None, keys=None, train=False,
+               want=()):
     """Applies all blocks.
 
     Args:
       x: [B, L, D].
       padding: bool [B, L], True where a token may be seen; None for all.
       rotary: angles for `rotate`, [L, d / 2] or [B, L, d / 2].
+      segments: int32 [B, L], a token sees those with its own number (packed rows); None for all.
       keys: one PRNG key a row, [B]; needed for drop-path and dropout in training.
       train: False turns drop-path and dropout off.
       want: names "layer/i" of blocks whose result is wanted too.
@@ -179,13 +217,15 @@ class Transformer(nn.Module):
     if random and keys is None:
       raise ValueError("drop_path and dropout in training need `keys`, one PRNG key a row.")
     numbers = layer_numbers(want, self.depth)
+    length = x.shape[1]
+    x, padding, rotary, segments = pad_to_devices(x, padding, rotary, segments, self.causal)
     rates = jnp.linspace(0.0, self.drop_path, self.depth, dtype=jnp.float32)
 
     def body(block, carry, layer):
       x, taps = carry
       number, rate = layer
       fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
-      x = block(x, rate, padding, rotary, fold(keys, number) if random else None)
+      x = block(x, rate, padding, rotary, segments, fold(keys, number) if random else None)
       # Carried rather than stacked: it costs only what is wanted, not `depth` copies.
       taps = [jnp.where(number == wanted, x, tap) for wanted, tap in zip(numbers, taps)]
       return (x, taps), None
@@ -195,7 +235,8 @@ class Transformer(nn.Module):
         unroll=1 if self.scan else self.depth, metadata_params={nn.PARTITION_NAME: "layers"})
     layers = jnp.arange(self.depth, dtype=jnp.int32), rates
     (x, taps), _ = scan(self._block(), (x, [jnp.zeros_like(x) for _ in numbers]), layers)
-    return x, {f"layer/{number}": tap for number, tap in zip(numbers, taps)}
+    features = {f"layer/{number}": tap[:, :length] for number, tap in zip(numbers, taps)}
+    return x[:, :length], features
 
   def _block(self):
     block = Block
