@@ -1,4 +1,4 @@
-"""The command line: mmjax train | eval | data | report | sweep | convert.
+"""The command line: mmjax train | plan | eval | data | report | sweep | convert.
 
 An error of the user's (config, data, workdir) is one line and a non-zero exit status; anything else
 keeps its traceback, since it is ours.
@@ -22,6 +22,20 @@ of a config that comes with mmjax. Any value in it can be set by its path:
 Durations may be given as _steps, _examples, _epochs or _percent.
 The workdir holds config.json, provenance.json, log.txt, metrics.jsonl, TensorBoard events and
 checkpoints.
+"""
+PLAN = """\
+Say before you pay whether a run fits a pod, what limits it and how fast it can be at best.
+
+  mmjax plan --config=contrastive/siglip:l16 --topology=v5e:16x16
+  mmjax plan --config=contrastive/siglip:l16 --topology=v5p:4x4x4 --slices=2 --json
+  mmjax plan --config=contrastive/siglip:l16 --topology=h100:4x8 --config.batch_size=16384
+  mmjax plan --config=contrastive/siglip:l16 --topology=v6e:8x8 --search
+
+The very step that `mmjax train` runs is compiled by the TPU compiler (pip install 'mmjax[plan]') for chips
+that are not here; no data are read. --topology is kind:shape of v4, v5e, v5p, v6e or tpu7x, or one of
+Google's names such as v5litepod-256; of GPUs kind:nodes x GPUs, estimated on CPU devices. The exit status
+is 1 if it does not fit. --config.PATH=VALUE sets any value of the config, for instance
+--config.mesh.fsdp=16.
 """
 EVAL = """\
 Run the evaluators on a checkpoint of a workdir.
@@ -92,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs one verb; returns the exit status."""
   args, overrides = parse(sys.argv[1:] if argv is None else argv)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  if args.verb == "plan":
+    os.environ["JAX_PLATFORMS"] = "cpu"  # accelerators that are here are not meant, nor taken
   logging.basicConfig(format="%(levelname).1s %(message)s", level=logging.WARNING)
   logging.getLogger("mmjax").setLevel(logging.INFO)
   from mmjax.checkpoint.checkpointer import CheckpointError  # jax starts here, not for --help
@@ -99,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   from mmjax.data.stream import DataError
   from mmjax.training.hooks import Halted
   try:
-    verbs = {"train": _train, "eval": _eval, "data": _data, "report": _report, "sweep": _sweep,
+    verbs = {"train": _train, "plan": _plan, "eval": _eval, "data": _data, "report": _report, "sweep": _sweep,
              "convert": _convert}
     return verbs[args.verb](args, overrides) or 0
   except (ConfigError, CheckpointError, DataError, Halted, PermissionError, NotADirectoryError,
@@ -122,7 +138,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
   parser = argparse.ArgumentParser(
       prog="mmjax", description="Multimodal pretraining in JAX. `mmjax VERB --help` tells more.")
   verbs = parser.add_subparsers(dest="verb", required=True,
-                                metavar="train | eval | data | report | sweep | convert")
+                                metavar="train | plan | eval | data | report | sweep | convert")
   raw = argparse.RawDescriptionHelpFormatter
 
   def verb(name, text):
@@ -138,6 +154,19 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
                      help="number of processes, with --coordinator=host:port")
   train.add_argument("--process", type=int,
                      help="number of this process, with --coordinator=host:port")
+
+  plan = verb("plan", PLAN)
+  plan.add_argument("--config", required=True, help="file.py[:arg] or shipped name[:arg]")
+  plan.add_argument("--topology", required=True, help="kind:shape, such as v5e:16x16 or h100:4x8")
+  plan.add_argument("--slices", type=int, default=1,
+                    help="so many of them, joined over the data-centre network (default 1)")
+  plan.add_argument("--json", action="store_true", help="print JSON, and nothing else")
+  plan.add_argument("--shardings", action="store_true", help="print how every parameter lies, too")
+  plan.add_argument("--save", metavar="DIR", help="write the compiled step, to be loaded on the pod")
+  plan.add_argument("--search", action="store_true",
+                    help="compare batches, remat policies and meshes instead")
+  plan.add_argument("--max_compiles", type=int, default=12,
+                    help="with --search: how many to compile at most (default 12)")
 
   evaluate = verb("eval", EVAL)
   evaluate.add_argument("--workdir", required=True, help="directory of the run")
@@ -211,6 +240,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     fail(f"--rows={args.rows}: must be at least 1")
   if args.verb == "sweep":
     _check_sweep(args, overrides, fail)
+  if args.verb == "plan" and args.search and (args.save or args.shardings):
+    fail("--search compares plans; give --save or --shardings with the one that you choose")
   return args, overrides
 
 
@@ -237,6 +268,13 @@ def _train(args, overrides):
   from mmjax.parallel import processes
   processes.start(args.coordinator, args.processes, args.process)
   train.train(config.load(args.config, overrides), args.workdir)
+
+
+def _plan(args, overrides):
+  from mmjax.plan import command
+  return command.plan(
+      args.config, overrides, args.topology, slices=args.slices, as_json=args.json,
+      search=args.search, max_compiles=args.max_compiles, shardings=args.shardings, save=args.save)
 
 
 def _eval(args, overrides):

@@ -25,6 +25,7 @@ from mmjax.plan import host
 from mmjax.plan import roofline as roofline_lib
 from mmjax.plan import tensors as tensors_lib
 from mmjax.plan import topology as topology_lib
+from mmjax.plan import traffic as traffic_lib
 from mmjax.plan.compile import Compiled
 from mmjax.plan.memory import Memory
 from mmjax.plan.tensors import Tensor
@@ -43,7 +44,8 @@ class Plan:
     mesh: of its devices.
     compiled: the program and its memory.
     flops: of a step.
-    communication: of a step; None if neither a program nor a run's shardings tell.
+    communication: of a step.
+    traffic: to and from a device's memory in a step, at least.
     roofline: lower bounds of the step's time.
     steps: of the whole run.
     run: what was planned; None for a function of the user's.
@@ -55,6 +57,7 @@ class Plan:
   compiled: Compiled
   flops: flops_lib.Flops
   communication: collectives.Communication
+  traffic: traffic_lib.Traffic
   roofline: roofline_lib.Roofline
   steps: int
   run: Run | None = None
@@ -108,6 +111,7 @@ class Plan:
         "communication": {"source": self.communication.source,
                           "by_network": self.communication.by_network,
                           "rows": [dataclasses.asdict(row) for row in self.communication.rows]},
+        "traffic": dataclasses.asdict(self.traffic),
         "roofline": dataclasses.asdict(self.roofline),
         "jax": jax.__version__}
 
@@ -164,10 +168,12 @@ def _measure(compiled, topology, mesh, own, steps, warnings, run) -> Plan:
   else:
     communication = collectives.Communication((), "unknown: there is no program")
   memory = compiled.memory
-  # At the least, all arguments are read once and all results written once.
-  traffic = memory.args + (memory.args if memory.output is None else memory.output)
-  roofline = roofline_lib.bounds(topology.chip, flops, traffic, communication, steps, mesh.size)
-  return Plan(topology, mesh, compiled, flops, communication, roofline, steps, run, tuple(warnings))
+  output = memory.args if memory.output is None else memory.output  # of a step, its state
+  traffic = traffic_lib.at_least(memory.args, output,
+                                 compiled.text if topology.platform == "tpu" else None)
+  roofline = roofline_lib.bounds(topology.chip, flops, traffic.bytes, communication, steps, mesh.size)
+  return Plan(topology, mesh, compiled, flops, communication, traffic, roofline, steps, run,
+              tuple(warnings))
 
 
 def find(name: str, slices: int = 1) -> Topology:

@@ -15,6 +15,7 @@ from mmjax.plan.estimate import OWN, Candidate, Estimator
 
 MARGIN = 0.8         # of the memory, that an advised setting may take by the estimate
 WORTH = 0.9          # a single change is told if it leaves at most so much of the peak
+ROOM = 0.5           # of the memory; less than it used is told
 MOST_MICRO = 64      # micro-batches; more leave each pass with too little work
 FULL = "full"        # of `nn.transformer.REMAT_POLICIES` the one that stores the least
 GIB = 2**30
@@ -33,13 +34,15 @@ class Change:
 
 
 def advice(plan: Any) -> list[str]:
-  """Lines for a `plan.Plan`: what dominates its memory, and how it would fit if it does not."""
-  lines = [_shares(plan)]
+  """Lines for a `plan.Plan`: how it would fit if it does not; whether there is much room if it does."""
+  if plan.fits and plan.memory.peak < ROOM * plan.memory.limit:
+    return [f"{1 - plan.memory.peak / plan.memory.limit:.0%} of the memory is free: a larger batch or less "
+            "recomputation may be faster, see --search"]
   if plan.fits or plan.run is None:
-    return lines
+    return []
   devices = plan.topology.chip.devices
   changes = _Changes(plan)
-  lines += [f"{change.line(devices)} (this alone)" for change in changes.single()]
+  lines = [f"{change.line(devices)} (this alone)" for change in changes.single()]
   together = changes.enough()
   if together:
     lines.append(f"fits by the estimate: {together.line(devices)}")
@@ -51,12 +54,11 @@ def advice(plan: Any) -> list[str]:
   return lines
 
 
-def _shares(plan):
+def shares(plan: Any) -> dict[str, float]:
+  """What takes the memory: bytes on a device by argument, and of all else; largest first."""
   sizes = {name: memory_lib.bytes_of(tree) for name, tree in plan.compiled.args.items()}
-  sizes["temporaries (activations, gradients)"] = max(plan.memory.peak - sum(sizes.values()), 0)
-  whole = sum(sizes.values()) or 1
-  parts = sorted(sizes.items(), key=lambda item: -item[1])
-  return "of the memory, " + ", ".join(f"{name} {size / whole:.0%}" for name, size in parts)
+  sizes["activations, gradients and other temporaries"] = max(plan.memory.peak - sum(sizes.values()), 0)
+  return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 
 class _Changes:
