@@ -2,8 +2,8 @@
 
 `read` counts it in the compiled program, `from_shardings` estimates it where there is none.
 
-**Bytes** are those that one device (the busiest) sends in one step when n devices do an operation in
-a ring, each holding an operand of x bytes:
+**Bytes** are those that one device (the busiest) sends in one step when n devices do an operation
+in a ring, each holding an operand of x bytes:
 
   all-gather          (n - 1) x                 n x is the whole
   reduce-scatter      (n - 1) / n x             x is the whole, as of the next two
@@ -12,9 +12,10 @@ a ring, each holding an operand of x bytes:
   collective-permute  x
 
 (Thakur et al. 2005, "Optimization of collective communication operations in MPICH"; no algorithm
-sends less.) Where n devices are c in each of s slices, the same bytes split into those inside a slice
-and those between slices, since a slice's devices share what arrives: of the first three (s - 1) /
-(n - 1) crosses, of an all-to-all c (s - 1) / (n - 1). XLA:TPU splits its program in the same way.
+sends less.) Where n devices are c in each of s slices, the same bytes split into those inside a
+slice and those between slices, since a slice's devices share what arrives: of the first three
+(s - 1) / (n - 1) crosses, of an all-to-all c (s - 1) / (n - 1). XLA:TPU splits its program in the
+same way.
 
 **Network**: "ici" inside a slice (NVLink on GPUs), "dcn" between slices (nodes on GPUs).
 """
@@ -28,6 +29,7 @@ import re
 from typing import Any
 
 import jax
+from jax.extend import core
 import numpy as np
 
 from mmjax.parallel import devices as devices_lib
@@ -127,6 +129,79 @@ def read(text: str, mesh: jax.sharding.Mesh, slices: int | None = None) -> Commu
   return rows.communication(source)
 
 
+def from_shardings(run: Any, jaxpr: Any = None, slices: int | None = None) -> Communication:
+  """Estimates the collectives of a step that could not be compiled.
+
+  Parameters that are split over devices with different rows are gathered for the forward and for
+  the backward pass of each micro-batch, in the dtype of the computation; their gradients are
+  scattered, and summed over the devices that have copies, in float32. What a `shard_map` sends
+  (rings of losses and attention) is read from the jaxpr. The sums of activations that `tensor`
+  needs are missing.
+
+  Args:
+    run: a `training.assemble.Run`.
+    jaxpr: of its step; None leaves out what that would show.
+    slices: as for `read`.
+  """
+  places, rows = Places(run.mesh, slices), _Rows()
+  micro = run.settings.micro_batches
+  several = lambda spec: [axis for axis in _spec_axes(spec) if run.mesh.shape[axis] > 1]
+  batch = several(run.batch_sharding.spec)
+  low = "bfloat16" in repr(run.config["objective"])
+  for leaf, sharding in zip(jax.tree.leaves(run.abstract.params),
+                            jax.tree.leaves(run.shardings.params), strict=True):
+    split = several(sharding.spec)
+    gathered, copies = [a for a in split if a in batch], [a for a in batch if a not in split]
+    kept = leaf.size * 4 / math.prod(run.mesh.shape[axis] for axis in split)
+    if gathered:
+      groups = places.along(gathered)
+      rows.add_split("all-gather", groups, 2 * micro, kept / 2 if low else kept, places)
+      rows.add_split("reduce-scatter", groups, micro, kept * groups.shape[1], places)
+    if copies:
+      rows.add_split("all-reduce", places.along(copies), 1, kept, places)
+  missing = ""
+  if set(run.mesh.axis_names) - set(batch) and any(
+      run.mesh.shape[axis] > 1 for axis in run.mesh.axis_names if axis not in batch):
+    missing = "; sums of activations left out"
+  if jaxpr is not None:
+    _add_written(rows, getattr(jaxpr, "jaxpr", jaxpr), 1, places)
+  return rows.communication(f"estimated from the shardings{missing}")
+
+
+def _spec_axes(spec):
+  return [axis for entry in spec if entry is not None
+          for axis in ((entry,) if isinstance(entry, str) else entry)]
+
+
+# Primitives that stand in the body of a `shard_map`.
+_WRITTEN = {"psum": "all-reduce", "psum2": "all-reduce", "psum_invariant": "all-reduce",
+            "all_gather": "all-gather", "all_gather_invariant": "all-gather",
+            "reduce_scatter": "reduce-scatter", "all_to_all": "all-to-all",
+            "ppermute": "collective-permute"}
+
+
+def _add_written(rows, jaxpr, times, places):
+  """Adds the collectives that a jaxpr names itself; of a `cond` those of all branches."""
+  for eqn in jaxpr.eqns:
+    op = _WRITTEN.get(eqn.primitive.name)
+    axes = eqn.params.get("axes", eqn.params.get("axis_name")) if op else None
+    axes = [axes] if isinstance(axes, str) else [a for a in axes or () if isinstance(a, str)]
+    if axes:
+      groups = places.along(axes)
+      if op == "collective-permute":
+        groups = groups[:, np.array(eqn.params["perm"])].reshape(-1, 2)
+      operand = sum(x.aval.size * x.aval.dtype.itemsize for x in eqn.invars)
+      rows.add_split(op, groups, times, operand, places)
+    inner = times * eqn.params["length"] if eqn.primitive.name == "scan" else times
+    for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr):
+      if _is_jaxpr(value):
+        _add_written(rows, getattr(value, "jaxpr", value), inner, places)
+
+
+def _is_jaxpr(value):
+  return isinstance(value, (core.Jaxpr, core.ClosedJaxpr))
+
+
 class _Rows:
   """Adds up collectives that are alike."""
 
@@ -174,7 +249,7 @@ class _Rows:
 
 
 def _share(op, devices, places):
-  """Which share of what a device sends leaves its place, where the devices are in so many places."""
+  """Which share of what a device sends leaves its place, the devices being in so many places."""
   if devices < 2:
     return 0.0
   copies = devices / places if op.endswith("all-to-all") else 1
@@ -217,6 +292,14 @@ class Places:
               for group in re.findall(r"\{([^{}]*)\}", target)]
     return _even(groups)
 
+  def along(self, axes: Sequence[str]) -> np.ndarray:
+    """Groups [G, n] of the devices that differ only on these mesh axes, the first outermost."""
+    names, shape = list(self._mesh.axis_names), self._mesh.devices.shape
+    inside = [names.index(axis) for axis in axes]
+    outside = [i for i in range(len(names)) if i not in inside]
+    order = np.arange(len(self.slices)).reshape(shape).transpose(outside + inside)
+    return order.reshape(-1, math.prod(shape[i] for i in inside))
+
   def axes(self, groups: np.ndarray, crossing: bool = False) -> tuple[str, ...]:
     """Mesh axes along which the devices of a group differ; `crossing`: those that change slice."""
     places = np.stack(np.unravel_index(groups, self._mesh.devices.shape), axis=-1)
@@ -241,8 +324,8 @@ class Places:
 def _is_collective(instruction):
   """Whether it is a collective, and not a piece of one that has begun elsewhere.
 
-  XLA:TPU runs a collective beside other work by writing it again into each of the fusions that it is
-  to overlap with; they have one `chain_id`. The one that begins it feeds AsyncCollectiveStart.
+  XLA:TPU runs a collective beside other work by writing it again into each of the fusions that it
+  is to overlap with; they have one `chain_id`. The one that begins it feeds AsyncCollectiveStart.
   """
   if instruction.op.removesuffix("-start") not in _OPS:
     return False
@@ -295,13 +378,15 @@ def _iota(text):
 
 
 def _mesh_groups(text):
-  """mesh['a'=2,'b'=8] {'b':(1)4}: along part of axis b, from where 1 of it is to the left, 4 of it."""
+  """mesh['a'=2,'b'=8] {'b':(1)4}: along the part of b that has 1 of it to the left, and 4 in it."""
   axes, ids, chosen = re.match(
       r"mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}", text).groups()
   sizes = {name: int(size) for name, size in re.findall(r"'?(\w+)'?=(\d+)", axes)}
   order = np.arange(math.prod(sizes.values()))
   if ids:
-    order = _iota(ids) if "<=" in ids else np.array(re.findall(r"\d+", ids), int)
+    # Either [4,2]T(1,0), numbers from 0 reshaped and transposed, or the numbers themselves.
+    order = _iota(f"[{order.size}]<={ids}") if "]T(" in ids else (
+        np.array(re.findall(r"\d+", ids), int))
   wanted = collections.defaultdict(list)  # of each axis: [(first of it, how much of it)]
   for name, before, size in re.findall(r"'?(\w+)'?(?::\((\d+)\)(\d+))?", chosen):
     wanted[name].append((int(before or 1), int(size or sizes[name])))

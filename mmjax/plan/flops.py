@@ -83,10 +83,10 @@ def count(run: Any, jaxpr: Any, text: str | None = None) -> Flops:
 def look_into(eqn) -> flops.Kernel:
   """The FLOPs of one call of a kernel, from its equation in a jaxpr.
 
-  A Pallas kernel's body is a jaxpr: it is counted once for each point of the grid, also those that a
-  mask lets it skip. Where that fails, what its author declares (`cost_estimate`) is taken. cuDNN's attention: 4 B H Q K d forward, two
-  products; 2.5 times that backward, where five products are needed, one of them to compute the
-  weights again (FlashAttention-2, arXiv:2307.08691, section 4.1).
+  A Pallas kernel's body is a jaxpr: it is counted once for each point of the grid, also those that
+  a mask lets it skip. Where that fails, what its author declares (`cost_estimate`) is taken.
+  cuDNN's attention: 4 B H Q K d forward, two products; 2.5 times that backward, five products, one
+  of them to compute the weights again (FlashAttention-2, arXiv:2307.08691, section 4.1).
   """
   primitive = eqn.primitive.name
   name = eqn.params.get("name") or eqn.params.get("call_target_name") or primitive
