@@ -10,6 +10,7 @@ from mmjax.plan import report, save as save_lib
 from mmjax.plan import search as search_lib
 from mmjax.plan import topology as topology_lib
 from mmjax.plan.compile import CompileError
+from mmjax.plan.estimate import Estimator
 from mmjax.training.assemble import assemble
 
 log = logging.getLogger("mmjax")
@@ -46,7 +47,8 @@ def plan(config: str, overrides: Mapping[str, str], topology: str, *, slices: in
 
 
 def _search(node, where, run, config, overrides, max_compiles, as_json):
-  found = search_lib.search(node, where, run=run, max_compiles=max_compiles, tell=log.info)
+  found = search_lib.search(node, where, estimator=Estimator(run, where.slices),
+                            max_compiles=max_compiles, tell=log.info)
   command = " ".join([config, *(f"--config.{path}={text}" for path, text in overrides.items())])
   print(json.dumps(found.to_json(), indent=1, default=str) if as_json else
         search_lib.show(found, command))
