@@ -188,6 +188,7 @@ class MultiHeadAttention(nn.Module):
       k = layer_norm(self.norm_eps, "key_norm", "kv", use_bias=False)(k).astype(v.dtype)
     if rotary is not None:
       q, k = rotate(q, rotary), rotate(k, rotary)
-    y = attention(q, k, v, causal=self.causal, padding=padding, segments=segments,
-                  backend=self.backend)
+    # Parameters are the same for all backends, and their shapes are asked for before there is a mesh.
+    backend = "xla" if self.is_initializing() else self.backend
+    y = attention(q, k, v, causal=self.causal, padding=padding, segments=segments, backend=backend)
     return Linear((width,), ("heads", "kv", "embed"), "o" in self.bias, name="out", **init)(y)
