@@ -65,6 +65,7 @@ class Axis:
   Attributes:
     name: its logical axis.
     size: of the dimension.
+    left: what of it the mesh axes that do divide it leave on a device.
     mesh_axes: {mesh axis: devices}, those that do not divide it.
     parameters: paths of all that have it.
     fits: the most devices of the first of these axes that would divide it.
@@ -72,13 +73,15 @@ class Axis:
 
   name: str
   size: int
+  left: int
   mesh_axes: dict[str, int]
   parameters: tuple[str, ...]
   fits: int
 
   def __str__(self):
     axes = " x ".join(f"mesh.{axis}={size}" for axis, size in self.mesh_axes.items())
-    return f"{axes} does not divide {self.name}={self.size}"
+    left = "" if self.left == self.size else f", of which other axes leave {self.left}"
+    return f"{axes} does not divide {self.name}={self.size}{left}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,10 +171,9 @@ class Findings:
     """Sizes of the mesh axes that would divide what matters."""
     large = {name for name, _, _ in self.offenders}
     fits = {}
-    for axis in self.axes:
-      if large & set(axis.parameters):
-        first = next(iter(axis.mesh_axes))
-        fits[first] = math.gcd(fits.get(first, axis.fits), axis.fits)
+    for axis in [axis for axis in self.axes if large & set(axis.parameters)] or self.axes:
+      first = next(iter(axis.mesh_axes))
+      fits[first] = math.gcd(fits.get(first, axis.fits), axis.fits)
     if not fits:
       return ("Name their axes with nn.with_logical_partitioning and give these names to mesh axes "
               "in `rules`, or raise max_waste_gib.")
@@ -279,7 +281,7 @@ def _axes(undivided: Sequence[tuple], names: dict, parts: dict, mesh: Mesh) -> t
     key = names[path][dimension], shape[dimension], tuple(axes), local[dimension]
     groups.setdefault(key, []).append(path)
   return tuple(
-      Axis(name, size, {axis: mesh.shape[axis] for axis in axes}, tuple(paths),
+      Axis(name, size, local, {axis: mesh.shape[axis] for axis in axes}, tuple(paths),
            math.gcd(mesh.shape[axes[0]], local))
       for (name, size, axes, local), paths in groups.items())
 

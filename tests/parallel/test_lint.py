@@ -96,6 +96,14 @@ def test_a_vocabulary_that_does_not_divide_is_named():
   assert "Take mesh.tensor=1 at most, for example mesh.tensor=1, mesh.data=16;" in findings.error
 
 
+def test_what_one_axis_has_divided_the_next_cannot(model):
+  # 2048 / 512 = 4 columns are left for `sequence`, which has 8 devices.
+  findings = checked(mesh_of(fsdp=512, sequence=8), model, None, 0.001)
+  assert {str(axis) for axis in findings.axes} == {
+      "mesh.sequence=8 does not divide embed=2048, of which other axes leave 4"}
+  assert "Take mesh.sequence=4 at most, for example mesh.sequence=4, mesh.data=2;" in findings.error
+
+
 def test_data_parallel_is_no_error_and_tells_what_fsdp_would_save(model):
   findings = checked(mesh_of(data=4096), model)
   assert findings.error is None and findings.waste == 0 and not findings.axes
