@@ -133,10 +133,12 @@ def from_shardings(run: Any, jaxpr: Any = None, slices: int | None = None) -> Co
   """Estimates the collectives of a step that could not be compiled.
 
   Parameters that are split over devices with different rows are gathered for the forward and for
-  the backward pass of each micro-batch, in the dtype of the computation; their gradients are
-  scattered, and summed over the devices that have copies, in float32. What a `shard_map` sends
-  (rings of losses and attention) is read from the jaxpr. The sums of activations that `tensor`
-  needs are missing.
+  the backward pass of each micro-batch; their gradients are scattered, and summed over the devices
+  that have copies. All that in the dtype of the computation, as XLA:TPU does it: for SigLIP L/16 on
+  v5e:16x16 with fsdp=16, whose program sends 4.48 GB a device, this gives 3.92 GB. (XLA gathers the
+  attention's weights twice in the backward pass, and sums some gradients where it could scatter
+  them.) What a `shard_map` sends (rings of losses and attention) is read from the jaxpr. The sums
+  of activations that `tensor` needs are missing.
 
   Args:
     run: a `training.assemble.Run`.
@@ -147,15 +149,15 @@ def from_shardings(run: Any, jaxpr: Any = None, slices: int | None = None) -> Co
   micro = run.settings.micro_batches
   several = lambda spec: [axis for axis in _spec_axes(spec) if run.mesh.shape[axis] > 1]
   batch = several(run.batch_sharding.spec)
-  low = "bfloat16" in repr(run.config["objective"])
+  itemsize = 2 if "bfloat16" in repr(run.config["objective"]) else 4
   for leaf, sharding in zip(jax.tree.leaves(run.abstract.params),
                             jax.tree.leaves(run.shardings.params), strict=True):
     split = several(sharding.spec)
     gathered, copies = [a for a in split if a in batch], [a for a in batch if a not in split]
-    kept = leaf.size * 4 / math.prod(run.mesh.shape[axis] for axis in split)
+    kept = leaf.size * itemsize / math.prod(run.mesh.shape[axis] for axis in split)
     if gathered:
       groups = places.along(gathered)
-      rows.add_split("all-gather", groups, 2 * micro, kept / 2 if low else kept, places)
+      rows.add_split("all-gather", groups, 2 * micro, kept, places)
       rows.add_split("reduce-scatter", groups, micro, kept * groups.shape[1], places)
     if copies:
       rows.add_split("all-reduce", places.along(copies), 1, kept, places)
