@@ -1,4 +1,4 @@
-"""A compiled step as a folder: what it refuses, and that it computes the same in a fresh process."""
+"""A compiled step as a folder: what it refuses, and that a fresh process computes the same."""
 
 import json
 import os
@@ -104,7 +104,8 @@ def test_another_config_is_refused(changes, said, config, saved):
 def test_other_versions_and_devices_are_refused(key, value, said, run, saved):
   file = saved / "manifest.json"
   manifest = json.loads(file.read_text())
-  file.write_text(json.dumps({**manifest, key: {**manifest[key], **value} if key == "versions" else value}))
+  other = {**manifest[key], **value} if key == "versions" else value
+  file.write_text(json.dumps({**manifest, key: other}))
   with pytest.raises(save_lib.SaveError, match=said):
     save_lib.load(str(saved), run)
 
@@ -136,7 +137,8 @@ def test_a_backend_that_does_not_serialise_is_one_line(run, compiled, tmp_path, 
   def refuse(executable):
     raise ValueError("Compilation does not support\nserialization")
   monkeypatch.setattr(save_lib.serialize_executable, "serialize", refuse)
-  with pytest.raises(save_lib.SaveError, match="cpu backend does not serialise.*support serialization"):
+  said = "cpu backend does not serialise.*support serialization"
+  with pytest.raises(save_lib.SaveError, match=said):
     save_lib.save(compiled, run, str(tmp_path / "a"), topology="cpu:8", platform="cpu")
 
 

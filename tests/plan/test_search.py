@@ -71,7 +71,8 @@ def changed(config, overrides):
 
 def run_search(config, estimator, topology, planner=None, **kwargs):
   planner = planner or Planner(config, estimator, topology)
-  return search_lib.search(config, topology, estimator=estimator, planner=planner, **kwargs), planner
+  found = search_lib.search(config, topology, estimator=estimator, planner=planner, **kwargs)
+  return found, planner
 
 
 # What is estimated
@@ -85,7 +86,8 @@ def test_state_bytes_are_those_that_lie_on_a_device(config, estimator, mesh):
   lies = 0
   for leaf in jax.tree.leaves(run.placed):
     index = leaf.sharding.devices_indices_map(leaf.shape)[here]
-    lies += math.prod(len(range(*cut.indices(n))) for cut, n in zip(index, leaf.shape)) * leaf.dtype.itemsize
+    part = [len(range(*cut.indices(n))) for cut, n in zip(index, leaf.shape)]
+    lies += math.prod(part) * leaf.dtype.itemsize
   sizes = tuple(mesh.get(axis, 1) for axis in mesh_lib.AXES)
   assert estimator.layout(sizes).state == lies
 
@@ -146,6 +148,17 @@ def test_towers_of_different_policies_stay_so_as_a_policy_of_its_own(config):
       dataclasses.replace(estimator.own, batch_size=32))
 
 
+def test_a_small_batch_is_compared_with_the_configs_and_a_large_one_with_its_own(estimator):
+  # Every step takes as long, so speeds are as the batches: 8 rows are half as fast as 16.
+  costs = {c: dataclasses.replace(estimator.estimate(c), temp=0, flops=0, ici=0, dcn=0, state=1)
+           for c in estimator.candidates()}
+  chip = eight().chip
+  own = dataclasses.replace(estimator.own, batch_size=32)
+  left, dropped = search_lib._worth_trying(costs, [], own, chip)
+  assert dropped[search_lib.TOO_SLOW] == sum(c.batch_size < 16 for c in costs) > 0
+  assert {c.batch_size for c in left} == {16, 32, 64, 128}
+
+
 # What is compiled
 
 
@@ -200,7 +213,8 @@ def test_refused_settings_are_told_and_end(config, estimator, error):
 
   found, _ = run_search(config, estimator, eight(), refuse, max_compiles=3)
   assert len(calls) == 3 and found.recommended is None
-  assert str(error) in search_lib.show(found) and found.to_json()["trials"][0]["error"] == str(error)
+  assert str(error) in search_lib.show(found)
+  assert found.to_json()["trials"][0]["error"] == str(error)
 
 
 def test_measurements_correct_the_estimates(estimator):
@@ -254,7 +268,8 @@ def test_text_names_the_flags_and_what_was_not_tried(config, estimator):
   text = search_lib.show(found, "mine.py")
   assert all(f"--config.{path}={value}" in text
              for path, value in found.recommended.overrides.items())
-  assert all(reason in text for reason in found.untried) and f"of {found.considered} settings" in text
+  assert all(reason in text for reason in found.untried)
+  assert f"4 of {found.considered} settings" in text
   rows = found.to_json()["trials"]
   assert [row["pareto"] for row in rows] == [trial in found.best for trial in found.trials]
   assert found.to_json()["recommended"] == found.trials.index(found.recommended)
