@@ -2,6 +2,8 @@
 
 import dataclasses
 import inspect
+import pathlib
+import tempfile
 import time
 from typing import Any
 
@@ -98,7 +100,22 @@ def _compile(lowered, topology):
   if topology.platform == "gpu":
     return host.compile_lowered(lowered)
   executable = lowered.compile()
-  return executable, executable.as_text()
+  try:
+    return executable, executable.as_text()
+  except jax.errors.JaxRuntimeError:
+    return executable, _dumped(lowered)
+
+
+def _dumped(lowered):
+  """The text of a program as the compiler itself writes it; None if it does not.
+
+  For TPU7x libtpu makes instructions (`async-update` of two operands) that jaxlib refuses to print.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True,
+                     "xla_dump_hlo_module_re": "jit_.*"})
+    files = sorted(pathlib.Path(folder).glob("*.jit_*.after_optimizations.txt"))
+    return files[0].read_text() if files else None
 
 
 def _memory(executable, oom, args, topology):

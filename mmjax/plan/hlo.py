@@ -16,7 +16,7 @@ _ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=?]*)\](\{[^{}]*\})?")
 _MEMORY = re.compile(r"S\((\d+)\)")
 _CALLED = {
     "while": ("condition", "body"), "fusion": ("calls",), "call": ("to_apply",),
-    "async-start": ("calls",),
+    "async-start": ("calls",), "custom-call": ("called_computations",),
     "conditional": ("branch_computations", "true_computation", "false_computation"),
 }
 _SAME = ("copy", "bitcast", "convert", "reshape", "copy-start", "copy-done", "optimization-barrier")

@@ -6,7 +6,8 @@ from mmjax.plan import hlo
 
 # Neither reads nor writes: names for what is there, or what other instructions account for.
 _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
-         "call", "after-all", "partition-id", "replica-id", "optimization-barrier", "send", "recv")
+         "call", "after-all", "partition-id", "replica-id", "optimization-barrier", "send", "recv",
+         "async-start", "async-update")
 _PARTS = ("slice", "dynamic-slice", "gather")  # read of their first operand what they give
 
 

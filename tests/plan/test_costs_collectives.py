@@ -197,6 +197,28 @@ ENTRY %main (p: f32[256]) -> f32[64] {
   assert (row.op, row.bytes) == ("reduce-scatter", 3 / 4 * 1024)
 
 
+def test_a_collective_on_tpu7x_sparse_cores_is_found_behind_its_calls():
+  """Recorded, shortened: async-start, a custom call, and the operation in what that calls."""
+  text = """HloModule m, num_partitions=8
+%called_computation.1 (p: f32[256]) -> f32[1024] {
+  %p = f32[256]{0} parameter(0)
+  ROOT %g = f32[1024]{0} all-gather(%p), replica_groups=[2,4]<=[8], dimensions={0}
+}, execution_thread="sparsecore"
+%async_computation.1 (p: f32[256]) -> f32[1024] {
+  %p = f32[256]{0} parameter(0)
+  ROOT %c = f32[1024]{0} custom-call(%p), custom_call_target="x", called_computations={%called_computation.1}
+}, execution_thread="sparsecore"
+ENTRY %main (p: f32[256]) -> f32[1024] {
+  %p = f32[256]{0} parameter(0)
+  %s = ((), (), (s32[8]{0:T(1024)})) async-start(), async_execution_thread="sparsecore", calls=%async_computation.1
+  %u = ((f32[256]{0}), f32[1024]{0}, (s32[8]{0})) async-update(%s, %p)
+  ROOT %d = f32[1024]{0} async-done(%u)
+}
+"""
+  row = only(collectives.read(text, mesh_of(**EIGHT)))
+  assert (row.op, row.axes, row.count, row.bytes) == ("all-gather", ("fsdp",), 1, 3 * 1024)
+
+
 class Device(types.SimpleNamespace):
   """A stand-in for a TPU that is not here."""
   __hash__ = object.__hash__
