@@ -236,7 +236,7 @@ class _Rows:
     crossing = np.diff(places.slices[pairs])[:, 0] != 0
     between, inside = pairs[crossing], pairs[~crossing]
     if len(between):
-      self.add("collective-permute", places.axes(between), "dcn", times, operand,
+      self.add("collective-permute", places.axes(between, crossing=True), "dcn", times, operand,
                operand * len(between) / len(places.slices))
     if len(inside):
       leaving = float((np.diff(places.chips[inside])[:, 0] != 0).mean())
@@ -303,14 +303,16 @@ class Places:
     return order.reshape(-1, math.prod(shape[i] for i in inside))
 
   def axes(self, groups: np.ndarray, crossing: bool = False) -> tuple[str, ...]:
-    """Mesh axes along which the devices of a group differ; `crossing`: those that change slice."""
+    """Mesh axes along which devices of a group differ that are in one slice.
+
+    With `crossing`: the axes on which their slice depends.
+    """
     places = np.stack(np.unravel_index(groups, self._mesh.devices.shape), axis=-1)
     differ = places != places[:, :1]
-    if crossing:
-      # Of several axes only some cross slices: those on which the slice depends.
-      return tuple(name for i, name in enumerate(self._mesh.axis_names)
-                   if differ[..., i].any() and self._slice_varies(i))
-    return tuple(name for i, name in enumerate(self._mesh.axis_names) if differ[..., i].any())
+    if not crossing:
+      differ &= (self.slices[groups] == self.slices[groups[:, :1]])[..., None]
+    return tuple(name for i, name in enumerate(self._mesh.axis_names)
+                 if differ[..., i].any() and (not crossing or self._slice_varies(i)))
 
   def _slice_varies(self, axis):
     slices = self.slices.reshape(self._mesh.devices.shape)

@@ -73,6 +73,11 @@ def test_bytes_between_slices_are_those_that_a_slice_must_receive_shared_by_its_
   assert found.bytes == 2 * 7 / 8 * MIB
 
 
+def test_each_part_of_a_sum_over_all_devices_is_of_its_own_axes():
+  found = read(lambda x: lax.psum(x, BOTH), mesh_of(**EIGHT), P(), P(), slices=2)
+  assert {row.network: row.axes for row in found.rows} == {"ici": ("fsdp",), "dcn": ("data",)}
+
+
 def test_an_axis_inside_slices_sends_nothing_between_them():
   found = read(lambda x: lax.psum(x, "fsdp"), mesh_of(**EIGHT), P(), P(), slices=2)
   assert found.by_network["dcn"] == 0
