@@ -132,7 +132,15 @@ class _Changes:
     if candidate.remat == OWN:
       estimator.policies.setdefault(OWN, self.base.policy(OWN))
     costs = estimator.estimate(candidate)
+    # Cut into micro-batches, the batch lies in memory twice: as it came and as the loop takes it.
+    twice = self._rows_bytes(candidate) if micro > 1 and self.own_micro == 1 else 0
     overrides = estimator.overrides(candidate)
     if micro != self.own_micro:
       overrides["micro_batches"] = str(micro)
-    return Change(overrides, costs.state + costs.temp * self.scale)
+    return Change(overrides, costs.state + costs.temp * self.scale + twice)
+
+  def _rows_bytes(self, candidate: Candidate) -> float:
+    """Of the batch, on a device."""
+    whole = sum(x.size * x.dtype.itemsize for x in self.run.abstract_batch.values())
+    share = candidate.batch_size / self.own.batch_size
+    return whole * share / self.base.layout(candidate.mesh).parts
