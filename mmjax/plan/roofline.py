@@ -17,7 +17,8 @@ class Roofline:
   """Lower bounds of a step's time in seconds, and what they allow.
 
   Attributes:
-    compute_s: hardware FLOPs at the peak.
+    compute_s: hardware FLOPs at the peak; those that the partitioned program executes where they
+      are more, and it is the one that runs (TPU; what stands for a GPU's is not optimised yet).
     memory_s: bytes that the memory must move, at its bandwidth.
     ici_s, dcn_s: what is sent inside a slice and between slices.
     bound: the name of the largest: "compute", "memory", "ici" or "dcn".
@@ -49,8 +50,9 @@ def bounds(chip: Chip, flops: Flops, traffic_bytes: float, communication: Commun
     steps: of the whole run.
     devices: jax devices of the whole mesh.
   """
+  done = max(flops.hardware, flops.executed or 0) if chip.torus_axes else flops.hardware
   seconds = {
-      "compute": flops.hardware / chip.flops,
+      "compute": done / chip.flops,
       "memory": traffic_bytes / chip.hbm_bytes_per_s,
       "ici": _ici_seconds(chip, communication),
       "dcn": sum(row.off_chip for row in communication.rows if row.network == "dcn")

@@ -69,6 +69,13 @@ def test_memory_binds_where_it_is_slower_and_mfu_falls():
   assert (found.bound, found.step_s, found.mfu) == ("memory", 4.0, 0.25)
 
 
+def test_a_mesh_that_does_not_divide_costs_what_every_device_repeats():
+  chip = CHIPS["v5p"]
+  found = bounds(chip, Flops(chip.flops, chip.flops, (), executed=3 * chip.flops), 0,
+                 Communication((), ""), 1, 8)
+  assert (found.compute_s, found.mfu) == (3.0, pytest.approx(1 / 3))
+
+
 def test_mfu_is_unknown_where_the_model_flops_are():
   assert bounds(CHIPS["v4"], Flops(None, 1e12), 0, Communication((), ""), 1, 1).mfu is None
 
