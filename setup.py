@@ -28,7 +28,7 @@ setuptools.setup(
     ],
     extras_require={
         # What mmjax is compared with is installed for one version of Python only: torch is large.
-        "test": ["pytest", "pytest-xdist", "ipykernel", "matplotlib", "nbclient",
+        "test": ["pytest", "pytest-xdist", "ipykernel", "libtpu", "matplotlib", "nbclient",
                  *(f"{name}; python_version < '3.12'" for name in ("scikit-learn", "torch", "transformers"))],
         "notebooks": ["matplotlib", "notebook", "nbclient"],
         "plan": ["libtpu"],
