@@ -64,6 +64,7 @@ class Costs:
     state: bytes of the train state and the batch, exact.
     temp: bytes of all else at the peak.
     flops: of products, what is computed twice counted twice.
+    traffic: bytes to and from the memory.
     ici, dcn: bytes sent inside the slice, and between slices.
     rows: of the global batch that fall to one device: batch size / devices.
   """
@@ -71,6 +72,7 @@ class Costs:
   state: float
   temp: float
   flops: float
+  traffic: float
   ici: float
   dcn: float
   rows: float
@@ -85,8 +87,8 @@ class Costs:
     return self.peak, self.flops / self.rows, (self.ici + self.dcn) / self.rows
 
   def seconds(self, chip) -> float:
-    """Lower bound of the step; memory is read and written once."""
-    return max(self.flops / chip.flops, 2 * self.peak / chip.hbm_bytes_per_s,
+    """Lower bound of the step."""
+    return max(self.flops / chip.flops, self.traffic / chip.hbm_bytes_per_s,
                self.ici / chip.ici_bytes_per_s, self.dcn / chip.dcn_bytes_per_s)
 
 
@@ -184,13 +186,16 @@ class Estimator:
     inputs *= rows / self.run.settings.batch_size
     # While a block goes backward, all that "none" would have stored of it is there again.
     depth = max((tower.depth for tower in self.towers.values()), default=1)
-    again = max(self.policy("none").stored - policy.stored, 0) / depth if self.towers else 0
+    every = max(self.policy("none").stored if self.towers else 0, policy.stored)
+    again = (every - policy.stored) / depth
     tensor, sequence = candidate.size("tensor"), candidate.size("sequence")
     kept = (policy.wide + (policy.split + again) / tensor) / sequence
     gathered = (layout.whole / tensor - layout.params) / depth if self.towers else 0
     temp = layout.params * (2 if micro > 1 else 1) + gathered + rows / micro * kept
-    flops_ = policy.flops * candidate.batch_size / devices
-    return Costs(layout.state + inputs, temp, flops_, ici, dcn, candidate.batch_size / devices)
+    # The state is read and written, and so is what is kept, or would be without recomputation.
+    traffic = 2 * (layout.state + temp + rows * every / tensor / sequence)
+    share = candidate.batch_size / devices
+    return Costs(layout.state + inputs, temp, policy.flops * share, traffic, ici, dcn, share)
 
   def _communication(self, candidate, layout, policy, rows):
     """Bytes that a device sends in a step, (inside the slice, between slices).

@@ -122,8 +122,8 @@ class Search:
     return row | {"plan": trial.plan or None}
 
 
-def search(config: Node, topology: Any, *, estimator: Estimator | None = None, planner: Planner | None = None,
-           max_compiles: int = MAX_COMPILES,
+def search(config: Node, topology: Any, *, estimator: Estimator | None = None,
+           planner: Planner | None = None, max_compiles: int = MAX_COMPILES,
            tell: Callable[[str], None] = lambda line: None) -> Search:
   """Searches batch, remat policy and mesh for a config on a topology.
 
@@ -249,8 +249,8 @@ def _more_than_failed(candidate: Candidate, trials: Sequence[Trial]) -> bool:
 def corrected(candidate: Candidate, costs: Costs, trials: Sequence[Trial], devices: int) -> Costs:
   """The estimate times what measurements were of theirs, on (geometric) average.
 
-  Temporaries and FLOPs follow the trials of the same remat policy, communication those of the same
-  mesh, as far as there are any. `devices` are those of one chip, of which plans tell.
+  Temporaries and FLOPs follow the trials of the same remat policy, traffic and communication those
+  of the same mesh, as far as there are any. `devices` are those of one chip, of which plans tell.
   """
   known = [trial for trial in trials if complete(trial)]
   same_remat = [t for t in known if t.candidate.remat == candidate.remat] or known
@@ -261,8 +261,15 @@ def corrected(candidate: Candidate, costs: Costs, trials: Sequence[Trial], devic
                   for t in same_remat])
   sent = _ratio([(t.plan["comm_gib"] * GIB / devices, t.estimate.ici + t.estimate.dcn)
                  for t in same_mesh])
-  return dataclasses.replace(costs, temp=costs.temp * temp, flops=costs.flops * flops,
-                             ici=costs.ici * sent, dcn=costs.dcn * sent)
+  traffic = _ratio([(_traffic(t.plan), t.estimate.traffic) for t in same_mesh])
+  return dataclasses.replace(
+      costs, temp=costs.temp * temp, flops=costs.flops * flops, traffic=costs.traffic * traffic,
+      ici=costs.ici * sent, dcn=costs.dcn * sent)
+
+
+def _traffic(plan: Node) -> float:
+  """Bytes that a device moves to and from its memory; 0 if the plan does not say."""
+  return plan.get("details", {}).get("traffic", {}).get("bytes") or 0
 
 
 def _ratio(pairs: Sequence[tuple[float, float]]) -> float:

@@ -18,7 +18,7 @@ from mmjax.plan.topology import Topology
 from mmjax.training.assemble import assemble
 from tests.training import tiny
 
-GIB, MIB = 2**30, 2**20
+GIB = 2**30
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +118,10 @@ def test_candidates_are_the_config_and_what_divides(config, estimator):
              for c in found)
 
 
-def test_only_data_crosses_slices(estimator):
-  meshes = {c.mesh for c in Estimator(estimator.run, slices=2).candidates()}
-  assert meshes and all(mesh[0] % 2 == 0 for mesh in meshes)
+@pytest.mark.parametrize("slices", [2, 8])
+def test_only_data_crosses_slices(slices, estimator):
+  meshes = {c.mesh for c in Estimator(estimator.run, slices).candidates()}
+  assert meshes and all(mesh[0] % slices == 0 for mesh in meshes)
 
 
 def test_overrides_make_the_config_the_candidate(config, estimator):
@@ -150,7 +151,7 @@ def test_towers_of_different_policies_stay_so_as_a_policy_of_its_own(config):
 
 def test_a_small_batch_is_compared_with_the_configs_and_a_large_one_with_its_own(estimator):
   # Every step takes as long, so speeds are as the batches: 8 rows are half as fast as 16.
-  costs = {c: dataclasses.replace(estimator.estimate(c), temp=0, flops=0, ici=0, dcn=0, state=1)
+  costs = {c: dataclasses.replace(estimator.estimate(c), temp=0, flops=0, ici=0, dcn=0, traffic=1)
            for c in estimator.candidates()}
   chip = eight().chip
   own = dataclasses.replace(estimator.own, batch_size=32)
@@ -190,17 +191,13 @@ def test_nothing_that_fits_is_said_so(config, estimator):
   assert "none fits" in search_lib.show(found)
 
 
-def test_what_did_not_fit_is_not_tried_with_more_rows(config, estimator):
-  topology = eight(hbm_bytes=8 * MIB)
-  found, planner = run_search(config, estimator, topology,
-                              Planner(config, estimator, topology, factor=1000.0))
-  failed = {}
-  for trial in found.trials:
-    setting = trial.candidate.remat, trial.candidate.mesh
-    assert trial.candidate.batch_size < failed.get(setting, math.inf)
-    if not trial.fits:
-      failed[setting] = trial.candidate.batch_size
-  assert failed
+def test_what_did_not_fit_is_not_tried_with_more_rows(estimator):
+  own = estimator.own
+  failed = search_lib.Trial(own, {}, estimator.estimate(own), {"fits": False})
+  costs = {c: estimator.estimate(c) for c in estimator.candidates()}
+  left, dropped = search_lib._worth_trying(costs, [failed], own, eight().chip)
+  same = [c for c in costs if (c.remat, c.mesh) == (own.remat, own.mesh) and c.batch_size > 16]
+  assert same and not left.keys() & {*same} and dropped[search_lib.CANNOT_FIT] == len(same)
 
 
 @pytest.mark.parametrize("error", [ConfigError("mesh: no"), CompileError("the compiler failed")])
@@ -221,12 +218,13 @@ def test_measurements_correct_the_estimates(estimator):
   own = estimator.own
   costs = estimator.estimate(own)
   plan = {"peak_gib": (costs.state + 3 * costs.temp) / GIB, "step_s_lower_bound": 1.0,
-          "hardware_tflops_per_chip": 2 * costs.flops / 1e12, "comm_gib": costs.ici / 2 / GIB}
+          "hardware_tflops_per_chip": 2 * costs.flops / 1e12, "comm_gib": costs.ici / 2 / GIB,
+          "details": {"traffic": {"bytes": 5 * costs.traffic}}}
   trial = search_lib.Trial(own, {}, costs, plan)
   other = estimator.estimate(dataclasses.replace(own, batch_size=64))
   found = search_lib.corrected(own, other, [trial], devices=1)
-  assert (found.temp, found.flops, found.ici) == pytest.approx(
-      (3 * other.temp, 2 * other.flops, other.ici / 2))
+  assert (found.temp, found.flops, found.traffic, found.ici) == pytest.approx(
+      (3 * other.temp, 2 * other.flops, 5 * other.traffic, other.ici / 2))
   assert found.state == other.state
 
 
@@ -248,7 +246,7 @@ def trial(batch, peak, seconds):
   plan = {"chips": 1, "fits": True, "hbm_gib": 16.0, "peak_gib": peak, "comm_gib": 0.0,
           "hardware_tflops_per_chip": 1.0, "step_s_lower_bound": seconds}
   candidate = Candidate(batch, "full", (1,) * 5)
-  return search_lib.Trial(candidate, {}, Costs(1, 1, 1, 1, 1, batch), plan)
+  return search_lib.Trial(candidate, {}, Costs(1, 1, 1, 1, 1, 1, batch), plan)
 
 
 def test_recommended_is_the_fastest_that_leaves_room():
