@@ -1,10 +1,10 @@
-"""Finds what a mesh leaves whole: tensors of the state that lie in copies, and sizes it does not divide.
+"""Finds what a mesh leaves whole: tensors of the state in copies, and sizes it does not divide.
 
-A state of which every device keeps a copy works, slowly or not at all, and nothing says so. So it is
-measured before anything is made. The mesh axes that divide parameters are those that a rule gives to
-any logical axis but the rows and the length of activations. The waste of a tensor is what a device
-holds of it, less what it would hold if all these axes divided it. Copies over other axes (`data`) are
-meant, and only told of.
+A state of which every device keeps a copy works, slowly or not at all, and nothing says so. So it
+is measured before anything is made. The mesh axes that divide parameters are those that a rule gives
+to any logical axis but the rows and the length of activations. The waste of a tensor is what a
+device holds of it, less what it would hold if all these axes divided it. Copies over other axes
+(`data`) are meant, and only told of.
 """
 
 import dataclasses
@@ -116,7 +116,7 @@ class Findings:
 
   @property
   def offenders(self) -> list[tuple[str, Tensor, int]]:
-    """(parameter, its largest leaf, waste with all that belongs to it), the large ones, largest first."""
+    """(parameter, its largest leaf, waste with all that belongs to it): the large, largest first."""
     groups = {}
     for tensor in self.tensors:
       groups.setdefault(tensor.parameter, []).append(tensor)
@@ -133,8 +133,8 @@ class Findings:
     """One line that says what to change, if more is wasted than may be."""
     if self.max_waste is None or self.waste <= self.max_waste:
       return None
-    largest = sorted(self.offenders, key=lambda one: -one[2])[:SHOWN]
-    named = "; ".join(self._describe(*one) for one in largest) or "many small tensors"
+    named = "; ".join(self._describe(*one) for one in self.offenders[:SHOWN]) or "; ".join(
+        ["many small tensors", *map(str, self.axes[:SHOWN])])
     return (f"mesh: {gib(self.waste)} of the state on each device are copies that "
             f"{self._axes_text(self.dividing)} should divide, and max_waste_gib is "
             f"{self.max_waste / GIB:g}: {named}. {self._advice()}")
@@ -179,8 +179,8 @@ class Findings:
               "in `rules`, or raise max_waste_gib.")
     freed = math.prod(self.mesh[axis] // size for axis, size in fits.items())
     sizes = {**fits, "data": self.mesh.get("data", 1) * freed}
-    return (f"Take {self._axes_text(fits, fits)} at most, for example {self._axes_text(sizes, sizes)}; "
-            "or raise max_waste_gib.")
+    return (f"Take {self._axes_text(fits, fits)} at most, for example "
+            f"{self._axes_text(sizes, sizes)}; or raise max_waste_gib.")
 
   def _axes_text(self, axes, sizes=None) -> str:
     return ", ".join(f"mesh.{axis}={(sizes or self.mesh)[axis]}" for axis in axes)

@@ -107,7 +107,8 @@ def test_devices_that_share_rows_agree(name):
   params, batch = _arguments()
   mesh = mesh_lib.make_mesh(tensor=4, sequence=2)
   with mesh_lib.use(mesh):
-    got = _step(LOSSES[name](ring, block=7))(params, jax.device_put(batch, mesh_lib.replicated(mesh)))
+    copied = jax.device_put(batch, mesh_lib.replicated(mesh))
+    got = _step(LOSSES[name](ring, block=7))(params, copied)
   _close(got, _step(LOSSES[name](plain))(params, batch))
   for array in jax.tree.leaves(got):
     copies = [shard.data for shard in array.addressable_shards if shard.data.shape == array.shape]

@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
+from mmjax.config import ConfigError
 from mmjax.models.text import TextTransformer
 from mmjax.parallel import lint
 from mmjax.parallel import mesh as mesh_lib
+from mmjax.training.assemble import assemble
 from mmjax.training.state import TrainState
+from tests.training import tiny
 
 
 def mesh_of(**sizes):
@@ -108,7 +111,8 @@ def test_data_parallel_is_no_error_and_tells_what_fsdp_would_save(model):
   findings = checked(mesh_of(data=4096), model)
   assert findings.error is None and findings.waste == 0 and not findings.axes
   assert findings.lines() == [
-      "each of 4096 devices holds the whole state, 12 GiB; mesh.fsdp=2048 would leave about 5.99 MiB"]
+      "each of 4096 devices holds the whole state, 12 GiB; mesh.fsdp=2048 would leave about "
+      "5.99 MiB"]
 
 
 def test_one_device_and_a_small_state_are_silent(model):
@@ -165,3 +169,13 @@ def test_activations_that_do_not_divide_are_lines():
     lines = lint.activation_lines(mesh_lib.undivided_activations(), mesh)
   assert lines == ["activation (batch, length, heads, kv): mesh.tensor=2 does not divide heads=3; "
                    "every one of these devices computes all of it"]
+
+
+def test_a_run_that_wastes_too_much_is_not_assembled(tmp_path):
+  config = tiny.config(tiny.write_pairs(tmp_path / "pairs.npz"), mesh=dict(data=2, tensor=4))
+  findings = assemble(config).findings
+  assert findings.error is None and "mesh.tensor=4 does not divide heads=2" in findings.lines()[0]
+  with pytest.raises(ConfigError, match="tensor=4 does not divide heads=2.*raise max_waste_gib"):
+    assemble({**config, "max_waste_gib": 0.0})
+  with pytest.raises(ConfigError, match="max_waste_gib: must be at least 0"):
+    assemble({**config, "max_waste_gib": -1.0})

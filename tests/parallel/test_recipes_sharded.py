@@ -1,8 +1,8 @@
 """Every recipe on eight devices, however they are arranged, takes the step that one device takes.
 
 The recipes are the shipped ones, smaller than their smoke variants, in float32, with sizes that the
-meshes divide (width 32, 4 heads of 8) and sizes that they do not (3 heads; 15 tokens of text; 17 of an
-image with a class token).
+meshes divide (width 32, 4 heads of 8) and sizes that they do not (3 heads; 15 tokens of text; 17 of
+an image with a class token).
 """
 
 import functools
@@ -56,8 +56,8 @@ def small(name, arrays, heads=4, optimizer=None, **changes):
   """The recipe's smoke variant on these arrays, with scanned layers.
 
   The step is so large that its rounding in the parameters is far below TOLERANCE. Adam divides by
-  |g| + eps: where a gradient is little but rounding the quotient is still of order one, so eps is of
-  the size of the largest gradients.
+  |g| + eps: where a gradient is little but rounding the quotient is still of order one, so eps is
+  of the size of the largest gradients.
   """
   config = config_lib.load(f"{name}:smoke")
   towers = [config["objective"][key] for key in ("model", "image", "text")
@@ -117,8 +117,8 @@ def one_step(config, arrays, devices=None):
 
 
 def same(got, want, tolerance=TOLERANCE):
-  """Each array to `tolerance` of its largest entry, or of a tenth of the largest of all arrays: where
-  terms cancel there is little but their roundings (nothing but those in the keys' biases)."""
+  """Each array to `tolerance` of its largest entry, or of a tenth of the largest of all arrays:
+  where terms cancel there is little but their roundings (in the keys' biases nothing but these)."""
   for part in want:
     assert got[part].keys() == want[part].keys()
     largest = {name: np.abs(value).max() for name, value in want[part].items()}
@@ -150,7 +150,8 @@ def on_one_device(arrays):
 
 # All recipes on the mesh that has most; every mesh with the recipes whose rows meet in the loss.
 QUICK = [(name, "mixed") for name in RECIPES]
-QUICK += [("contrastive/siglip", mesh) for mesh in ("dp", "fsdp", "tensor", "sequence", "multislice")]
+QUICK += [("contrastive/siglip", mesh)
+          for mesh in ("dp", "fsdp", "tensor", "sequence", "multislice")]
 REST = [(name, mesh) for name in RECIPES for mesh in MESHES if (name, mesh) not in QUICK]
 
 
