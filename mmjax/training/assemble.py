@@ -195,8 +195,7 @@ class Run:
     rows = batch_size or self.settings.batch_size
     batch = {key: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)
              for key, x in self.abstract_batch.items()}
-    plain = _without_remat(self.config["objective"])
-    objective = config_lib.build("mmjax.objectives", plain, "objective")
+    objective = flops.mathematics(self.objective)
     step = make_train_step(objective, self.optimizer, seed=0, ema_decay=self.ema_decay)
     try:
       return flops.count(step, self.abstract, batch)
@@ -388,9 +387,3 @@ def _copies(sharding) -> int:
   axes = (axes,) if isinstance(axes, str) else axes or ()
   parts = np.prod([sharding.mesh.shape[axis] for axis in axes], initial=1)
   return sharding.num_devices // int(parts)
-
-
-def _without_remat(node: Any) -> Any:
-  if isinstance(node, dict):
-    return {key: "none" if key == "remat" else _without_remat(value) for key, value in node.items()}
-  return [_without_remat(value) for value in node] if isinstance(node, list) else node

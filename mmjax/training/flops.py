@@ -17,6 +17,7 @@ import dataclasses
 import math
 from typing import Any
 
+from flax import linen as nn
 import jax
 from jax.extend import core
 from jax.interpreters import partial_eval
@@ -73,6 +74,23 @@ def count(fn: Callable, *args: Any, recompute: bool = False) -> int:
       unknown length around a product; or it calls a kernel whose products cannot be seen.
   """
   return count_jaxpr(jax.make_jaxpr(fn)(*args), recompute=recompute)
+
+
+def mathematics(part: Any) -> Any:
+  """An objective, or a module of one, that computes the same without rematerialisation and kernels.
+
+  Whatever it is made of keeps its parameters; of each Linen module in it the fields `remat` and
+  `attention` are set, where it has them.
+  """
+  changes = {f.name: mathematics(getattr(part, f.name)) for f in dataclasses.fields(part)
+             if f.init and dataclasses.is_dataclass(getattr(part, f.name))
+             and f.name not in ("parent", "scope")}
+  if isinstance(part, nn.Module):
+    plain = {"remat": "none", "attention": "xla"}
+    changes |= {name: value for name, value in plain.items()
+                if isinstance(getattr(part, name, None), str)}
+    return part.clone(**changes)
+  return dataclasses.replace(part, **changes)
 
 
 def count_jaxpr(jaxpr: core.ClosedJaxpr | core.Jaxpr, recompute: bool = False) -> int:

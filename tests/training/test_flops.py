@@ -7,6 +7,9 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec as P
 import pytest
 
+from mmjax.models.text import TextTransformer
+from mmjax.models.vit import ViT
+from mmjax.objectives.contrastive import Contrastive
 from mmjax.training import flops
 
 B, D, F, DEPTH = 8, 16, 64, 5
@@ -159,3 +162,15 @@ def test_a_gradient_that_nobody_asks_for_is_not_counted():
   product.defvjp(lambda x, w: (x @ w, (x, w)), lambda r, g: (g @ r[1].T, r[0].T @ g))
   of_weights = jax.value_and_grad(lambda w, x: product(x, w).sum())
   assert flops.count(of_weights, shape(D, F), shape(B, D)) == 2 * 2 * B * D * F
+
+
+def test_rematerialisation_and_kernels_of_every_tower_are_set_aside():
+  trunk = dict(width=32, depth=1, heads=2, remat="full", attention="blockwise")
+  objective = Contrastive(ViT(patch=8, grid=(2, 2), **trunk),
+                          TextTransformer(vocab=50, length=8, out_dim=32, **trunk), losses={"softmax": 1.0})
+  plain = flops.mathematics(objective)
+  assert type(plain) is Contrastive and plain.losses == objective.losses
+  for tower, ours in (plain.image, objective.image), (plain.text, objective.text):
+    assert (tower.remat, tower.attention) == ("none", "xla")
+    assert (ours.remat, ours.attention) == ("full", "blockwise")  # the run's own is as it was
+    assert tower.clone(remat="full", attention="blockwise") == ours
