@@ -31,10 +31,10 @@ Say before you pay whether a run fits a pod, what limits it and how fast it can 
   mmjax plan --config=contrastive/siglip:l16 --topology=h100:4x8 --config.batch_size=16384
   mmjax plan --config=contrastive/siglip:l16 --topology=v6e:8x8 --search
 
-The very step that `mmjax train` runs is compiled by the TPU compiler (pip install 'mmjax[plan]') for chips
-that are not here; no data are read. --topology is kind:shape of v4, v5e, v5p, v6e or tpu7x, or one of
-Google's names such as v5litepod-256; of GPUs kind:nodes x GPUs, estimated on CPU devices. The exit status
-is 1 if it does not fit. --config.PATH=VALUE sets any value of the config, for instance
+The very step that `mmjax train` runs is compiled by the TPU compiler (pip install 'mmjax[plan]')
+for chips that are not here; no data are read. --topology is kind:shape of v4, v5e, v5p, v6e or
+tpu7x, or one of Google's names such as v5litepod-256; of GPUs kind:nodes x GPUs, estimated on CPU
+devices. The exit status is 1 if it does not fit. --config.PATH=VALUE sets any value of the config, for instance
 --config.mesh.fsdp=16.
 """
 EVAL = """\

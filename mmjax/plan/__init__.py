@@ -80,12 +80,13 @@ class Plan:
     return advice_lib.advice(self)
 
   def to_json(self) -> dict[str, Any]:
-    """The figures as plain values: flat keys per chip, and under "details" what they are made of."""
+    """The figures as plain values: flat keys per chip; "details" say what they are made of."""
     memory, devices = self.memory, self.topology.chip.devices
     gib = lambda count: None if count is None else count * devices / GIB
     tera = lambda count: None if count is None else count * devices / TERA
     return {
-        "topology": self.topology.name, "slices": self.topology.slices, "chips": self.topology.chips,
+        "topology": self.topology.name, "slices": self.topology.slices,
+        "chips": self.topology.chips,
         "mesh": dict(self.mesh.shape), "fits": self.fits,
         "hbm_gib": gib(self.topology.chip.hbm_bytes), "usable_gib": gib(memory.limit),
         "peak_gib": gib(memory.peak), "args_gib": gib(memory.args), "temp_gib": gib(memory.temp),
@@ -171,7 +172,8 @@ def _measure(compiled, topology, mesh, own, steps, warnings, run) -> Plan:
   output = memory.args if memory.output is None else memory.output  # of a step, its state
   traffic = traffic_lib.at_least(memory.args, output,
                                  compiled.text if topology.platform == "tpu" else None)
-  roofline = roofline_lib.bounds(topology.chip, flops, traffic.bytes, communication, steps, mesh.size)
+  roofline = roofline_lib.bounds(topology.chip, flops, traffic.bytes, communication, steps,
+                                 mesh.size)
   return Plan(topology, mesh, compiled, flops, communication, traffic, roofline, steps, run,
               tuple(warnings))
 

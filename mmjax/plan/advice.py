@@ -34,10 +34,10 @@ class Change:
 
 
 def advice(plan: Any) -> list[str]:
-  """Lines for a `plan.Plan`: how it would fit if it does not; whether there is much room if it does."""
+  """How a `plan.Plan` would fit if it does not, or that there is much room; lines of text."""
   if plan.fits and plan.memory.peak < ROOM * plan.memory.limit:
-    return [f"{1 - plan.memory.peak / plan.memory.limit:.0%} of the memory is free: a larger batch or less "
-            "recomputation may be faster, see --search"]
+    return [f"{1 - plan.memory.peak / plan.memory.limit:.0%} of the memory is free: a larger batch "
+            "or less recomputation may be faster, see --search"]
   if plan.fits or plan.run is None:
     return []
   devices = plan.topology.chip.devices
@@ -48,16 +48,17 @@ def advice(plan: Any) -> list[str]:
     lines.append(f"fits by the estimate: {together.line(devices)}")
   else:
     state = memory_lib.bytes_of(plan.compiled.args.get("state", ()))
-    lines.append(f"no setting of remat, micro-batches, batch and fsdp makes it fit {plan.topology.chips} "
-                 f"chips: the state alone takes {state * devices / GIB:.3g} GiB a chip; take more chips, "
-                 "a chip with more memory or a smaller model")
+    lines.append(f"no setting of remat, micro-batches, batch and fsdp makes it fit "
+                 f"{plan.topology.chips} chips: the state alone takes {state * devices / GIB:.3g} "
+                 "GiB a chip; take more chips, a chip with more memory or a smaller model")
   return lines
 
 
 def shares(plan: Any) -> dict[str, float]:
   """What takes the memory: bytes on a device by argument, and of all else; largest first."""
   sizes = {name: memory_lib.bytes_of(tree) for name, tree in plan.compiled.args.items()}
-  sizes["activations, gradients and other temporaries"] = max(plan.memory.peak - sum(sizes.values()), 0)
+  rest = max(plan.memory.peak - sum(sizes.values()), 0)
+  sizes["activations, gradients and other temporaries"] = rest
   return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 
@@ -73,11 +74,12 @@ class _Changes:
     self.scale = max(self.peak - estimated.state, 0) / max(estimated.temp, 1)
 
   def single(self) -> Iterator[Change]:
-    """Each change alone that helps: more fsdp, less stored, twice the micro-batches, half the batch."""
+    """Each change alone that helps: more fsdp, less stored, more micro-batches, half the batch."""
     own = self.own
     half = dataclasses.replace(own, batch_size=own.batch_size // 2)
-    for candidate, micro in ((self._divided(own), self.own_micro), (self._recomputed(own), self.own_micro),
-                             (own, 2 * self.own_micro), (half, self.own_micro)):
+    tried = [(self._divided(own), self.own_micro), (self._recomputed(own), self.own_micro),
+             (own, 2 * self.own_micro), (half, self.own_micro)]
+    for candidate, micro in tried:
       if (candidate, micro) != (own, self.own_micro) and self._possible(candidate, micro):
         change = self._change(candidate, micro)
         if change.peak <= WORTH * self.peak:

@@ -1,4 +1,4 @@
-"""`mmjax plan`: compile the step of a config for devices that are not here, and say what it takes."""
+"""`mmjax plan`: compile a config's step for devices that are not here, and say what it takes."""
 
 import json
 import logging

@@ -76,8 +76,11 @@ def compile_jitted(fn: Any, args: tuple, topology: Topology) -> Compiled:
     CompileError: the compiler failed, but not because it ran out of the device's memory.
   """
   start = time.monotonic()
-  traced = fn.trace(*args)
-  lowered = traced.lower()
+  try:
+    traced = fn.trace(*args)
+    lowered = traced.lower()
+  except NotImplementedError as error:  # a kernel that has no form for this platform
+    raise CompileError(_one_line(error, topology)) from error
   lower_s = time.monotonic() - start
   undivided = mesh_lib.undivided_activations()
   start = time.monotonic()

@@ -21,8 +21,8 @@ def show(plan: Any, config: str = "", file: TextIO | None = None) -> None:
   """
   chip = plan.topology.chip
   console.show(f"{plan.topology.title}: {plan.topology.chips} chips, "
-               f"{_size(chip.hbm_bytes * chip.devices)} HBM and {_tera(plan, chip.flops)} bf16 TFLOP/s "
-               f"each{'   ' + config if config else ''}", file=file)
+               f"{_size(chip.hbm_bytes * chip.devices)} HBM and {_tera(plan, chip.flops)} bf16 "
+               f"TFLOP/s each{'   ' + config if config else ''}", file=file)
   for name, text in _lines(plan):
     console.show(f"{name:15} {text}", file=file)
   for made in (_tensor_table(plan), _communication_table(plan)):
@@ -41,20 +41,23 @@ def _lines(plan: Any) -> Iterator[tuple[str, str]]:
   if plan.run:
     batch, micro = plan.run.settings.batch_size, plan.run.settings.micro_batches
     parts = f", in {micro} micro-batches" if micro > 1 else ""
-    yield "batch", f"{batch:,} rows, {batch / plan.topology.chips:g} a chip{parts}; {plan.steps:,} steps"
+    yield "batch", (f"{batch:,} rows, {batch / plan.topology.chips:g} a chip{parts}; "
+                    f"{plan.steps:,} steps")
   memory, each = plan.memory, plan.topology.chip.devices
   yield "fits", (f"{'yes' if plan.fits else 'NO'}: peak {_size(memory.peak * each)} of the "
-                 f"{_size(memory.limit * each)} that the compiler grants ({memory.peak / memory.limit:.0%})")
+                 f"{_size(memory.limit * each)} that the compiler grants "
+                 f"({memory.peak / memory.limit:.0%})")
   held = [f"arguments {_size(memory.args * each)}"]
   if memory.temp is not None:
     held.append(f"temporaries {_size(memory.temp * each)}")
   if memory.output is not None:
-    held.append(f"results {_size(memory.output * each)}, of which {_size(memory.alias * each)} in the "
-                "place of arguments")
+    held.append(f"results {_size(memory.output * each)}, of which {_size(memory.alias * each)} in "
+                "the place of arguments")
   yield "memory", ", ".join(held)
   yield "", memory.source
   sizes = advice.shares(plan)
-  yield "", ", ".join(f"{name} {size / max(sum(sizes.values()), 1):.0%}" for name, size in sizes.items())
+  whole = max(sum(sizes.values()), 1)
+  yield "", ", ".join(f"{name} {size / whole:.0%}" for name, size in sizes.items())
   yield from _flops_lines(plan)
   yield from _roofline_lines(plan)
   yield "time taken", (f"lowering {plan.compiled.lower_s:.1f} s, compiling "
@@ -67,8 +70,8 @@ def _flops_lines(plan):
   least = " at least" if flops.at_least else ""
   yield "TFLOPs a step", f"model {model}, hardware{least} {_tera(plan, flops.hardware)} a chip"
   if flops.imbalance and flops.imbalance > 1.01:
-    yield "", (f"the partitioned program does {flops.imbalance:.2f} times the hardware FLOPs: the mesh "
-               "does not divide all products")
+    yield "", (f"the partitioned program does {flops.imbalance:.2f} times the hardware FLOPs: the "
+               "mesh does not divide all products")
   for kernel in flops.kernels[:ROWS]:
     count = "unknown" if kernel.flops is None else f"{_tera(plan, kernel.flops)} TFLOPs"
     yield "  kernel", f"{kernel.name}: {kernel.calls:g} calls, {count} ({kernel.how})"
@@ -90,7 +93,7 @@ def _roofline_lines(plan):
 
 
 def _tensor_table(plan):
-  rows = [[tensor.kind, _cut(tensor.name), f"{tensor.dtype}{list(tensor.shape)}", tensor.spec,
+  rows = [[tensor.kind, _cut(tensor.name), _shape(tensor), tensor.spec,
            "" if tensor.ways is None else str(tensor.ways), tensor.bytes / MIB]
           for tensor in plan.largest()]
   return console.table("largest tensors (MiB a device)",
@@ -118,8 +121,12 @@ def show_shardings(plan: Any, file: TextIO | None = None) -> None:
            ", ".join(str(name) for name in tensor.names), tensor.spec, tensor.copies,
            tensor.held / MIB] for tensor in params]
   rows.append(["all parameters", "", "", "", None, sum(t.held for t in params) / MIB])
-  console.show(console.table("parameters", ["path", "shape", "logical axes", "on the mesh", "copies",
-                                            "MiB a device"], rows), file=file)
+  console.show(console.table("parameters", ["path", "shape", "logical axes", "on the mesh",
+                                            "copies", "MiB a device"], rows), file=file)
+
+
+def _shape(tensor: Any) -> str:
+  return f"{tensor.dtype}{list(tensor.shape)}" if tensor.dtype else ""
 
 
 def _cut(name: str) -> str:

@@ -73,6 +73,8 @@ def temporaries(compiled: Any) -> list[Tensor]:
   In the compiled program, those outside fusions and in the device's main memory (HBM). Arrays of
   one shape may share a place, or there may be several at a time; the program does not say.
   """
+  if compiled.oom and compiled.oom.largest:  # the compiler has listed them
+    return [Tensor("temporary", name, (), "", size) for size, name in compiled.oom.largest]
   found = _of_program(compiled.text) if compiled.text else _of_trace(compiled)
   by_shape = {}
   for tensor in found:
@@ -125,8 +127,9 @@ def _equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
 
 
 def _short(name: str) -> str:
-  """"image/layers/mlp/mul" of "jit(train_step)/transpose(jvp(DualEncoder))/image/layers/while/body/mlp/mul"."""
-  parts = [part for part in name.split("/") if part and part not in ("while", "body", "closed_call")]
+  """"image/layers/mlp/mul" of "jit(step)/jvp(DualEncoder)/image/layers/while/body/mlp/mul"."""
+  loops = ("while", "body", "closed_call")
+  parts = [part for part in name.split("/") if part and part not in loops]
   backward = any(part.startswith("transpose(") for part in parts)
   parts = [part for part in parts if "(" not in part]
   return "/".join(parts[-5:]) + (" (backward)" if backward else "")

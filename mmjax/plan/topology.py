@@ -164,7 +164,7 @@ def _devices(name: str, slices: int) -> list:
   kind = name.partition(":")[0]
   options = {}
   if kind == "v4":
-    options["chip_config_name"] = "megacore"  # the two cores of a chip as one device, as JAX runs it
+    options["chip_config_name"] = "megacore"  # a chip's two cores as one device, as JAX runs it
   if slices > 1:
     options["num_slices"] = slices
   try:
@@ -176,7 +176,7 @@ def _devices(name: str, slices: int) -> list:
                       f"{_nearest(kind, chips)}") from error
 
 
-# What libtpu asks of a TPU's machine when it is loaded; on others it would complain that nobody answers.
+# What libtpu asks of a TPU's machine when it is loaded; on others it would complain.
 _ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # or the second plan at a time fails over a lock file
     "TPU_SKIP_MDS_QUERY": "1",

@@ -8,12 +8,12 @@ from mmjax.plan import memory
 
 GIB = 2**30
 # As libtpu 0.0.51 says it (2026).
-TODAY = """RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory \
-required for HLO temporaries (160.00G) exceeds available HBM (15.75G). HLO module: jit_f.
+TODAY = """RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total \
+memory required for HLO temporaries (160.00G) exceeds available HBM (15.75G). HLO module: jit_f.
 See https://openxla.org/xla/errors/error_1000 for more details."""
 # The form of earlier ones.
-LISTED = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. \
-Used 17.25G of 15.75G hbm. Exceeded hbm capacity by 1.50G.
+LISTED = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space \
+hbm. Used 17.25G of 15.75G hbm. Exceeded hbm capacity by 1.50G.
 
 Total hbm usage >= 17.75G:
     reserved        530.00M
@@ -34,8 +34,8 @@ Total hbm usage >= 17.75G:
      Shape: f32[1024,131072]{1,0}
      ==========================
 """
-EARLY = """RESOURCE_EXHAUSTED: Compilation failure: Aborting compilation early because it's unlikely to \
-have enough device memory. Requires 60.18G, has 15.48G available."""
+EARLY = """RESOURCE_EXHAUSTED: Compilation failure: Aborting compilation early because it's \
+unlikely to have enough device memory. Requires 60.18G, has 15.48G available."""
 
 
 @pytest.mark.parametrize("text, peak, limit", [
