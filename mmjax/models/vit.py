@@ -179,9 +179,14 @@ class ViT(nn.Module):
       grid = None
     else:
       grid = patch_grid(image.shape, patch)
-      image = patchify(image, patch)
-    x = Linear((self.width,), ("patch_height", "patch_width", "channels", "embed"), self.patch_bias,
-               dtype=self.dtype, name="patch_embed")(image)
+
+    def project(self, image):
+      patches = image if given_as_patches else patchify(image, patch)
+      return Linear((self.width,), ("patch_height", "patch_width", "channels", "embed"),
+                    self.patch_bias, dtype=self.dtype, name="patch_embed")(patches)
+
+    # The images are there anyway; a copy of them in patches need not be kept.
+    x = (project if self.remat == "none" else nn.remat(project))(self, image)
     table = self._positions_of_patches(image_grid, x.shape[1]) if given_as_patches else (
         self._position_table(grid))
     if table is not None:

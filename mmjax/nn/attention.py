@@ -25,7 +25,8 @@ KERNEL = {"tpu": "splash", "gpu": "cudnn"}
 CUDNN_HEAD_DIM = 128  # of all GPUs from Ampere on; Hopper's limit is 256
 
 
-def attention(q, k, v, *, causal=False, padding=None, segments=None, backend="auto"):
+def attention(q, k, v, *, causal=False, padding=None, segments=None, backend="auto",
+              recompute=False):
   """softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, arXiv:1706.03762, eq. 1).
 
   A query that may see no key at all (a row of padding only) gets zeros.
@@ -43,6 +44,9 @@ def attention(q, k, v, *, causal=False, padding=None, segments=None, backend="au
       "ring": `parallel.ring_attention`, where the length is sharded.
       "auto": see `pick_backend`.
 
+    recompute: the backward pass of "xla" computes [B, H, Q, K] again just before it needs it; the
+      others always do.
+
   Returns:
     [B, Q, H, d] in v's dtype; the softmax is float32.
 
@@ -52,7 +56,8 @@ def attention(q, k, v, *, causal=False, padding=None, segments=None, backend="au
   ids = visibility_ids(padding, segments, len(q), q.shape[1], k.shape[1])
   backend = pick_backend(q, k, ids is not None, backend)
   if backend == "xla":
-    return _xla(q, k, v, ids, causal)
+    dense = jax.checkpoint(_xla, static_argnums=4) if recompute else _xla
+    return dense(q, k, v, ids, causal)
   if backend == "splash":
     return attention_kernels.splash(q, k, v, ids, causal=causal)
   # Where other devices stand for GPUs, in a plan, "blockwise" is compiled in cuDNN's place.
@@ -147,6 +152,7 @@ class MultiHeadAttention(nn.Module):
     kernel_init: a name of `KERNEL_INITS`.
     dtype: of the computation.
     bias: which of query, key, value and out have a bias, by their initials: "qkvo" for all.
+    recompute: see `attention`.
   """
   heads: int
   causal: bool = False
@@ -156,6 +162,7 @@ class MultiHeadAttention(nn.Module):
   kernel_init: str = "xavier_uniform"
   dtype: str = "float32"
   bias: str = "qkvo"
+  recompute: bool = False
 
   @nn.compact
   def __call__(self, x, context=None, padding=None, rotary=None, segments=None):
@@ -190,5 +197,6 @@ class MultiHeadAttention(nn.Module):
       q, k = rotate(q, rotary), rotate(k, rotary)
     # Parameters are the same for all backends, and their shapes are asked for before there is a mesh.
     backend = "xla" if self.is_initializing() else self.backend
-    y = attention(q, k, v, causal=self.causal, padding=padding, segments=segments, backend=backend)
+    y = attention(q, k, v, causal=self.causal, padding=padding, segments=segments, backend=backend,
+                  recompute=self.recompute)
     return Linear((width,), ("heads", "kv", "embed"), "o" in self.bias, name="out", **init)(y)

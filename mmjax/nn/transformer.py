@@ -25,6 +25,9 @@ REMAT_POLICIES = {
     # The results of attention and MLP: the cheapest to keep that spares the backward pass both.
     "branches": jax.checkpoint_policies.save_only_these_names("attention", "mlp"),
 }
+# Under the other policies attention's [L, L] is computed again on its own, just before it is needed:
+# else it would be alive while the block's MLP is differentiated. That costs q k^T, one product more.
+KEEP_LOGITS = ("none", "dots")
 
 
 def layer_numbers(want, depth):
@@ -64,7 +67,8 @@ def dropout(x, rate, keys):
 class Block(nn.Module):
   """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)).
 
-  Attributes: as in `Transformer`.
+  Attributes: as in `Transformer`; and
+    recompute_logits: see `KEEP_LOGITS`.
   """
   heads: int
   mlp_dim: int
@@ -80,6 +84,7 @@ class Block(nn.Module):
   dtype: str
   attention_bias: str
   mlp_bias: bool
+  recompute_logits: bool = False
 
   @nn.compact
   def __call__(self, x, drop_rate, padding, rotary, segments, keys):
@@ -100,7 +105,7 @@ class Block(nn.Module):
     y = layer_norm(self.norm_eps, "attention_norm")(x)
     y = MultiHeadAttention(
         self.heads, self.causal, self.qk_norm, self.norm_eps, self.attention,
-        bias=self.attention_bias, name="attention", **init)(
+        bias=self.attention_bias, recompute=self.recompute_logits, name="attention", **init)(
             y, padding=padding, rotary=rotary, segments=segments)
     x = x + self._branch(y, "attention", drop_rate, keys)
     y = layer_norm(self.norm_eps, "mlp_norm")(x)
@@ -245,7 +250,8 @@ class Transformer(nn.Module):
       block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan)
     return block(self.heads, self.mlp_dim, self.activation, self.causal, self.qk_norm,
                  self.layer_scale, self.drop_path, self.dropout, self.norm_eps, self.attention,
-                 self.kernel_init, self.dtype, self.attention_bias, self.mlp_bias, name="layers")
+                 self.kernel_init, self.dtype, self.attention_bias, self.mlp_bias,
+                 self.remat not in KEEP_LOGITS, name="layers")
 
 
 def check_trunk(what, module):
