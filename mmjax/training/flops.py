@@ -26,6 +26,8 @@ from mmjax.parallel import chips
 
 # Their jaxpr does not show the products; and kernels recompute, which is not the model's work.
 OPAQUE = ("pallas_call", "mpmd_map", "dot_product_attention", "ffi_call", "custom_call")
+# A jitted function whose name begins so computes again what a forward pass has computed.
+RECOMPUTED = "recomputed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +146,8 @@ def _equation(eqn: core.JaxprEqn, recompute: bool, look_into: Callable | None) -
     if look_into is None:
       raise ValueError(f"{name} hides its products: count FLOPs with the backend 'xla'")
     return Work(0, collections.Counter([look_into(eqn)]))
+  if not recompute and str(eqn.params.get("name", "")).startswith(RECOMPUTED):
+    return Work()
   branches = [_walk(jaxpr, recompute, look_into) for jaxpr in _inner(eqn)]
   if name == "cond":
     return max(branches, key=lambda branch: branch.flops)

@@ -10,6 +10,7 @@ import pytest
 from mmjax.models.text import TextTransformer
 from mmjax.models.vit import ViT
 from mmjax.objectives.contrastive import Contrastive
+from mmjax.parallel import contrastive
 from mmjax.training import flops
 
 B, D, F, DEPTH = 8, 16, 64, 5
@@ -174,3 +175,16 @@ def test_rematerialisation_and_kernels_of_every_tower_are_set_aside():
     assert (tower.remat, tower.attention) == ("none", "xla")
     assert (ours.remat, ours.attention) == ("full", "blockwise")  # the run's own is as it was
     assert tower.clone(remat="full", attention="blockwise") == ours
+
+
+def test_the_pairs_of_a_contrastive_loss_are_three_products():
+  image, text = shape(8, 16), shape(8, 16)
+
+  def loss(image, text):
+    return contrastive.sigmoid(image, text, 10.0, -10.0, block=4).sum()
+
+  step = jax.value_and_grad(loss, argnums=(0, 1))
+  product = 2 * 8 * 8 * 16
+  assert flops.count(loss, image, text) == product
+  assert flops.count(step, image, text) == 3 * product
+  assert flops.count(step, image, text, recompute=True) == 4 * product
