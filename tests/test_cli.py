@@ -78,7 +78,7 @@ def test_overrides_are_read_with_equals_sign_or_space_in_order():
 
 
 @pytest.mark.parametrize("argv, message", [
-    ([], "required: train | eval | data"),
+    ([], "required: train | plan | eval"),
     (["trian"], "invalid choice: 'trian'"),
     (["train", "--config=a"], "required: --workdir"),
     (["train", "--config=a", "--workdir=b", "--setps=3"], "unknown argument '--setps'"),
