@@ -102,23 +102,27 @@ def _compile(lowered, topology):
   """(executable, HLO text) for devices that are not here."""
   if topology.platform == "gpu":
     return host.compile_lowered(lowered)
-  executable = lowered.compile()
-  try:
-    return executable, executable.as_text()
-  except jax.errors.JaxRuntimeError:
-    return executable, _dumped(lowered)
-
-
-def _dumped(lowered):
-  """The text of a program as the compiler itself writes it; None if it does not.
-
-  For TPU7x libtpu makes instructions (`async-update` of two operands) that jaxlib refuses to print.
-  """
   with tempfile.TemporaryDirectory() as folder:
-    lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True,
-                     "xla_dump_hlo_module_re": "jit_.*"})
-    files = sorted(pathlib.Path(folder).glob("*.jit_*.after_optimizations.txt"))
-    return files[0].read_text() if files else None
+    executable = lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True,
+                                  "xla_dump_hlo_module_re": "jit_.*"})
+    return executable, _dumped(pathlib.Path(folder)) or _printed(executable)
+
+
+def _dumped(folder):
+  """The text of a program as the compiler itself wrote it; None if it did not.
+
+  For v5p and tpu7x libtpu makes instructions (`async-update` of several operands) that jaxlib
+  refuses to print, as it does very large programs.
+  """
+  files = sorted(folder.glob("*.jit_*.after_optimizations.txt"))
+  return files[0].read_text() if files else None
+
+
+def _printed(executable):
+  try:
+    return executable.as_text()
+  except jax.errors.JaxRuntimeError:
+    return None
 
 
 def _memory(executable, oom, args, topology):

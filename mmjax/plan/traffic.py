@@ -55,13 +55,17 @@ def _moved(instruction, module):
   inputs, results = instruction.inputs, instruction.arrays
   if op == "dynamic-update-slice":
     return 2 * _in_hbm(inputs[1].arrays) if results[0].memory == 0 else 0
-  if op in _PARTS:
-    read = min(_in_hbm(inputs[0].arrays), sum(array.bytes for array in results))
-    return read + _in_hbm(results)
   if op.endswith("-start"):  # gives (result, operand, ...) or (operand, result, ...)
     whole = {array.dims for one in inputs for array in one.arrays}
     results = [a for a in results[:2] if a.dims not in whole] or results[:1]
-  return sum(_in_hbm(one.arrays) for one in inputs) + _in_hbm(results)
+  read = sum(_in_hbm(one.arrays) for one in inputs[:1 if _is_part(op) else None])
+  if _is_part(op):
+    read = min(read, sum(array.bytes for array in results))
+  return read + _in_hbm(results)
+
+
+def _is_part(op):
+  return op.removesuffix("-start") in _PARTS
 
 
 def _in_hbm(arrays):

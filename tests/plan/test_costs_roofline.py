@@ -164,5 +164,31 @@ def test_a_loop_over_a_stack_of_layers_moves_a_slice_in_each_round():
   assert 6 * 4 * 1024 <= moved <= 6 * 4 * 1024 + scalars
 
 
+FETCHED = {
+    "slice-start": """HloModule m
+ENTRY %main (p: f32[6,256]) -> f32[1,256] {
+  %p = f32[6,256]{1,0} parameter(0)
+  %s = (f32[6,256]{1,0}, f32[1,256]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%p), slice={[0:1], [0:256]}
+  ROOT %d = f32[1,256]{1,0:S(1)} slice-done(%s)
+}
+""",
+    "async-start": """HloModule m
+%fetch (p: f32[6,256]) -> f32[1,256] {
+  %p = f32[6,256]{1,0} parameter(0)
+  ROOT %s = f32[1,256]{1,0:S(1)} slice(%p), slice={[0:1], [0:256]}
+}
+ENTRY %main (p: f32[6,256]) -> f32[1,256] {
+  %p = f32[6,256]{1,0} parameter(0)
+  %s = ((f32[6,256]{1,0}), f32[1,256]{1,0:S(1)}, s32[]{:S(2)}) async-start(%p), calls=%fetch
+  ROOT %d = f32[1,256]{1,0:S(1)} async-done(%s)
+}
+"""}
+
+
+@pytest.mark.parametrize("form", FETCHED)
+def test_a_slice_fetched_to_fast_memory_reads_no_more_than_the_slice(form):
+  assert traffic.at_least(0, 0, FETCHED[form]).bytes == 1024
+
+
 def test_traffic_is_never_less_than_arguments_and_results():
   assert traffic.at_least(10**9, 10**9, PROGRAM).bytes == 2 * 10**9
