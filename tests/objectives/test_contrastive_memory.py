@@ -13,16 +13,17 @@ def test_the_image_tower_is_differentiated_only_when_all_gradients_of_the_text_t
   trunk = dict(width=32, depth=1, heads=2)
   objective = Contrastive(ViT(patch=8, grid=(2, 2), **trunk), TextTransformer(
       vocab=50, length=8, out_dim=32, **trunk), losses={"softmax": 1.0})
-  batch = {"image": jnp.zeros((4, 16, 16, 3)), "text": jnp.zeros((4, 8), jnp.int32),
-           "valid": jnp.ones(4, bool), "row": jnp.zeros((4, 2), jnp.uint32)}
-  params, _ = objective.init(jax.random.key(0), batch)
+  shape = jax.ShapeDtypeStruct
+  batch = {"image": shape((4, 16, 16, 3), jnp.float32), "text": shape((4, 8), jnp.int32),
+           "valid": shape((4,), bool), "row": shape((4, 2), jnp.uint32)}
+  params, _ = jax.eval_shape(objective.init, jax.random.key(0), batch)
   ctx = Context(step=0, state={}, teachers={}, seed=0)
 
-  def loss(params):
+  def loss(params, batch):
     features, _ = objective.forward(ctx, params, batch)
     return jnp.vdot(features["image/embed"], features["text/embed"])
 
-  equations = jax.make_jaxpr(jax.grad(loss))(params).eqns
+  equations = jax.make_jaxpr(jax.grad(loss))(params, batch).eqns
   barriers = [eqn for eqn in equations if eqn.primitive.name == "optimization_barrier"]
   embed, *gradients = [x.aval.shape for x in barriers[-1].invars]
   assert embed == (4, 32)

@@ -16,6 +16,7 @@ from mmjax.training.assemble import assemble
 from tests.training import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow  # every test needs a compiled step
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,6 @@ print(json.dumps(test_save.result(save.load(sys.argv[1], run), run)))
 """
 
 
-@pytest.mark.slow
 def test_a_fresh_process_loads_the_step_and_computes_the_same(config, run, compiled, saved):
   done = subprocess.run([sys.executable, "-c", FRESH, str(saved), json.dumps(config)], cwd=ROOT,
                         env=os.environ, capture_output=True, text=True)
@@ -142,7 +142,6 @@ def test_a_backend_that_does_not_serialise_is_one_line(run, compiled, tmp_path, 
     save_lib.save(compiled, run, str(tmp_path / "a"), topology="cpu:8", platform="cpu")
 
 
-@pytest.mark.slow
 def test_the_step_of_an_absent_pod_is_saved(config, tmp_path):
   from mmjax.plan import compile as compile_lib, topology
   where = topology.find("v5e:2x2")
