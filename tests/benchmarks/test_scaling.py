@@ -49,7 +49,7 @@ def test_cells_have_32_pairs_a_chip_and_names_of_their_own():
 
 
 def test_row_is_of_one_chip_and_of_both_networks():
-  cell = next(cell for cell in scaling.cells() if cell.name == "siglip_g14 16 x v5e:16x16")
+  cell = next(cell for cell in scaling.cells() if cell.name == "siglip_l16 16 x v5e:16x16")
   values = [value.strip() for value in scaling.row(cell, fake(cell)).strip("|").split("|")]
   assert values == ["16 x v5e:16x16", "4,096", "data 512 fsdp 8", "131,072", "1.50", "16", "yes",
                     "10.00", "10.10", "2.00", "1.00", "compute", "≥ 0.050", "≤ 0.75", "≥ 1,234", "27"]
