@@ -9,6 +9,7 @@ import pathlib
 import pytest
 
 from tests.conftest import needs
+from tests.notebooks.cells import cells, trees
 
 ROOT = pathlib.Path(__file__).parents[2]
 NOTEBOOK = ROOT / "notebooks/plan_a_pod.ipynb"
@@ -24,36 +25,24 @@ print(json.dumps({
 """
 
 
-def cells():
-  return json.loads(NOTEBOOK.read_text())["cells"]
-
-
-def trees():
-  """Syntax trees of the code cells, without IPython's own commands."""
-  for cell in cells():
-    if cell["cell_type"] == "code":
-      yield ast.parse("".join("  pass\n" if line.lstrip().startswith("%pip") else line
-                              for line in cell["source"]))
-
-
 def test_it_is_stored_without_outputs_and_its_cells_are_short():
-  kinds = [cell["cell_type"] for cell in cells()]
+  kinds = [cell["cell_type"] for cell in cells(NOTEBOOK)]
   assert kinds[0] == "markdown" and kinds.count("markdown") * 2 > kinds.count("code")
-  for cell in cells():
+  for cell in cells(NOTEBOOK):
     assert cell["source"] and len(cell["source"]) <= 16, "a cell is empty or too long to take in"
     if cell["cell_type"] == "code":
       assert cell["outputs"] == [] and cell["execution_count"] is None
 
 
 def test_the_names_that_it_takes_from_mmjax_exist():
-  for node in (node for tree in trees() for node in ast.walk(tree)):
+  for node in (node for tree in trees(NOTEBOOK) for node in ast.walk(tree)):
     if isinstance(node, ast.ImportFrom) and node.module.startswith("mmjax"):
       module = importlib.import_module(node.module)
       for alias in node.names:
         assert hasattr(module, alias.name) or importlib.import_module(f"{node.module}.{alias.name}")
   modules = {"plan": "mmjax.plan", "tensors": "mmjax.plan.tensors",
              "mesh_lib": "mmjax.parallel.mesh"}
-  for node in (node for tree in trees() for node in ast.walk(tree)):
+  for node in (node for tree in trees(NOTEBOOK) for node in ast.walk(tree)):
     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
       if node.value.id in modules:
         operator.attrgetter(node.attr)(importlib.import_module(modules[node.value.id]))
