@@ -29,8 +29,10 @@ HOME = pathlib.Path(__file__).resolve().parent.parent  # holds mmjax/ and config
 UNITS = ("steps", "examples", "epochs", "percent")  # of any duration
 FROM_START = ("total", "warmup")  # durations that begin with the run, so that their rows are known
 
-# Where a nested node with a `name` is looked up, by the place of the node around it.
-NESTED = {"mmjax.objectives": "mmjax.models", "mmjax.evals": "mmjax.data.transforms"}
+# Where a nested node with a `name` is looked up: by its key, else by the place of the node around it.
+NESTED_KEYS = {"mask": "mmjax.masking", "target": "mmjax.targets"}
+NESTED = {"mmjax.objectives": "mmjax.models", "mmjax.targets": "mmjax.models",
+          "mmjax.evals": "mmjax.data.transforms"}
 
 PLAIN = {bool, int, float, str, tuple, list, dict, types.NoneType}  # kinds of values in a config
 KIND_NAMES = {types.NoneType: "None", tuple: "list", Mapping: "dict", Sequence: "list"}
@@ -233,10 +235,10 @@ def build(place: str, node: Node, path: str, beside: Iterable[str] = (), **given
   if "name" not in node:
     raise ConfigError(f"{path}.name: is missing; it says which of {place} to use")
   target = find(place, node.pop("name"), path)
-  nested = NESTED.get(place, place)
   values = {}
   for key, value in node.items():
     at = f"{path}.{key}"
+    nested = NESTED_KEYS.get(key, NESTED.get(place, place))
     if _is_named(value):
       value = build(nested, value, at)
     elif isinstance(value, list) and value and all(map(_is_named, value)):

@@ -5,10 +5,7 @@
   SigLIP   pool="final", out_dim=width, out_bias=True, mask_padding=False
 """
 
-import math
-
 from flax import linen as nn
-import jax
 import jax.numpy as jnp
 
 from mmjax.nn.linear import Linear, logical
@@ -18,33 +15,9 @@ from mmjax.nn.norm import layer_norm
 from mmjax.nn.pooling import AttentionPool, eos_index, last_index, mean_pool, token_at
 from mmjax.nn.transformer import Transformer, check_trunk
 from mmjax.parallel import mesh as mesh_lib
+from mmjax.parallel.lookup import lookup
 
 POOLS = ("last", "final", "eos", "mean", "map", "first", "none")
-
-
-LANES = 128  # to which a TPU pads the rows of an array
-PADDING = 4  # so many times the looked-up rows may take, padded
-
-
-def lookup(table, text):
-  """The rows of `table` [V, D] that `text` int32 [B, L] names: [B, L, D]. An id outside gives NaN.
-
-  Devices over which D is spread look up their columns for the texts of all, and then exchange them.
-  Where they are many, a device's columns are few and their padding is most of the memory; the length
-  is then taken in parts.
-  """
-  mesh, length = jax.sharding.get_abstract_mesh(), text.shape[1]
-  devices = math.prod(mesh.shape[axis] for axis in mesh_lib.axes_of("embed"))
-  most = max(1, LANES * devices // (PADDING * table.shape[1]))
-  parts = max(n for n in range(1, most + 1) if length % n == 0)
-  if devices == 1 or parts == 1:
-    return jnp.take(table, text, axis=0)
-
-  def one(carry, ids):
-    return carry, mesh_lib.constrain(jnp.take(table, ids, axis=0), ("batch", None, "embed"))
-
-  _, rows = jax.lax.scan(one, None, text.reshape(-1, parts, length // parts).swapaxes(0, 1))
-  return rows.swapaxes(0, 1).reshape(*text.shape, table.shape[1])
 
 
 class TextTransformer(nn.Module):
@@ -135,7 +108,7 @@ class TextTransformer(nn.Module):
         self.attention, self.kernel_init, self.dtype, name="trunk")(
             self._embed(text), padding=mask, keys=keys, train=train, want=want)
     if self.final_norm:
-      x = layer_norm(self.norm_eps, "final_norm")(x).astype(self.dtype)
+      x = layer_norm(self.norm_eps, "final_norm", settled=True)(x).astype(self.dtype)
     if "tokens" in want:
       features["tokens"] = x
     return self._head(x, text, mask), features

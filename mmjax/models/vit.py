@@ -162,7 +162,7 @@ class ViT(nn.Module):
         name="trunk")(
             x, padding=padding, rotary=rotary, keys=keys, train=train, want=want)
     if self.final_norm:
-      x = layer_norm(self.norm_eps, "final_norm")(x).astype(self.dtype)
+      x = layer_norm(self.norm_eps, "final_norm", settled=True)(x).astype(self.dtype)
     all_features = {"prefix": x[:, :prefix], "tokens": x[:, prefix:]}
     features |= {name: all_features[name] for name in FEATURES if name in want}
     return self._head(x, prefix, image_mask, features)

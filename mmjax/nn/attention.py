@@ -102,7 +102,7 @@ def _obstacle(backend, q, k, masked):
   platform, lengths, head_dim = mesh_lib.platform(), (q.shape[1], k.shape[1]), q.shape[-1]
   if backend == "ring":
     axes = mesh_lib.axes_of("length")
-    count = ring_attention.device_count(axes)
+    count = mesh_lib.device_count(axes)
     if not axes:
       return "no mesh axis of more than one device shards the length (mesh.sequence)"
     if lengths[0] != lengths[1]:

@@ -45,29 +45,34 @@ class LayerNorm(nn.Module):
     eps: added to the variance.
     axis: logical name of the parameters' axis.
     use_bias: False leaves the bias out.
+    settled: backward, the parameters' gradient is finished before what lies before the layer
+      begins. Left alone, the compiler may put it off, and keep the tokens until then.
   """
   eps: float
   axis: str = "norm"
   use_bias: bool = True
+  settled: bool = False
 
   @nn.compact
   def __call__(self, x):
     """[..., D] -> float32 [..., D]."""
     shape = x.shape[-1:]
     scale = self.param("scale", logical(nn.initializers.ones, self.axis), shape, jnp.float32)
+    bias = self.param("bias", logical(nn.initializers.zeros, self.axis), shape,
+                      jnp.float32) if self.use_bias else None
+    if self.settled:
+      x, scale, bias = jax.lax.optimization_barrier((x, scale, bias))
     y = normalise(x.astype(jnp.float32), self.eps) * scale
-    if self.use_bias:
-      y = y + self.param("bias", logical(nn.initializers.zeros, self.axis), shape, jnp.float32)
-    return y
+    return y if bias is None else y + bias
 
 
-def layer_norm(eps, name, axis="norm", use_bias=True):
+def layer_norm(eps, name, axis="norm", use_bias=True, settled=False):
   """A layer norm over the last axis that computes and returns float32.
 
   Args:
     eps: added to the variance; 1e-6 in ViT and SigLIP, 1e-5 in CLIP.
     name: of the module.
     axis: logical name of the parameters' axis.
-    use_bias: False leaves the bias out.
+    use_bias, settled: see `LayerNorm`.
   """
-  return LayerNorm(eps, axis, use_bias, name=name)
+  return LayerNorm(eps, axis, use_bias, settled, name=name)

@@ -13,7 +13,6 @@ from mmjax.nn.mlp import ACTIVATIONS, Mlp
 from mmjax.nn.names import check_choice, check_heads
 from mmjax.nn.norm import layer_norm
 from mmjax.parallel import mesh as mesh_lib
-from mmjax.parallel import ring_attention
 
 # What the backward pass finds stored of each block; the rest it computes again.
 REMAT_POLICIES = {
@@ -141,7 +140,7 @@ def pad_to_devices(x, padding, rotary, segments, causal):
   Returns:
     x, padding, rotary, segments for a length of L or a little more.
   """
-  extra = -x.shape[1] % ring_attention.device_count(mesh_lib.axes_of("length"))
+  extra = -x.shape[1] % mesh_lib.device_count(mesh_lib.axes_of("length"))
   if not extra:
     return x, padding, rotary, segments
   if padding is None and not causal:

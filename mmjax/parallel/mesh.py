@@ -20,10 +20,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mmjax.parallel.devices import (
     AXES, PRESETS, STAND_INS, make_mesh, platform_of, slice_of, slices_of)
 
-__all__ = ["AXES", "PRESETS", "RULES", "Undivided", "axes_of", "batch_axes", "batch_sharding",
-           "constrain", "full_rules", "make_mesh", "platform", "platform_of", "replicated",
-           "slice_of", "slices_of", "stands_in", "tree_shardings", "unbox",
-           "undivided_activations", "use"]
+__all__ = ["AXES", "PRESETS", "RULES", "Undivided", "axes_by_dimension", "axes_of", "batch_axes",
+           "batch_sharding", "constrain", "device_count", "full_rules", "make_mesh", "platform",
+           "platform_of", "replicated", "slice_of", "slices_of", "stands_in", "tree_shardings",
+           "unbox", "undivided_activations", "use"]
 
 # Logical axis -> mesh axis, tuple of mesh axes, or None. The rows are applied to an array in this
 # order, and each takes its axes only up to the first that an earlier row has. So an activation is
@@ -146,6 +146,26 @@ def axes_of(logical):
     return ()
   axes = _names(dict(scope.rules).get(logical))
   return tuple(axis for axis in axes if scope.mesh.shape.get(axis, 1) > 1)
+
+
+def axes_by_dimension(names, shape):
+  """For each dimension of an array, the mesh axes over which it is spread; all () outside `use`.
+
+  Args:
+    names: a logical axis, or None for a dimension that is whole, for each dimension.
+    shape: sizes; axes that do not divide them are left out.
+  """
+  scope = _scope.get()
+  if scope is None:
+    return ((),) * len(shape)
+  spec, _ = _spec(tuple(names), shape, scope.rules, scope.mesh.shape)
+  return tuple(_names(entry) for entry in spec)
+
+
+def device_count(axes):
+  """How many devices the mesh axes `axes` have together, inside `use`."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return math.prod(mesh.shape[axis] for axis in axes)
 
 
 def batch_axes():

@@ -17,7 +17,6 @@ work; it is not done here.)
 """
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
@@ -56,7 +55,7 @@ def attention(q, k, v, ids=None, *, causal=False, ring=False, block=BLOCK):
   if ring and length != mesh_lib.axes_of("length"):
     axes = mesh_lib.axes_of("length")
     raise ValueError(f"ring attention: a length of {q.shape[1]} cannot be split evenly over the "
-                     f"{device_count(axes)} devices of mesh axes {', '.join(axes)}")
+                     f"{mesh_lib.device_count(axes)} devices of mesh axes {', '.join(axes)}")
   return _attention(_How(batch, length if ring else (), heads, causal, block), q, k, v, ids)
 
 
@@ -71,17 +70,11 @@ def axes_of_tokens(batch, length, heads):
     axes = ()
     for axis in mesh_lib.axes_of(logical):
       if axis not in taken and axis not in mesh.manual_axes and (
-          size % device_count((*axes, axis)) == 0):
+          size % mesh_lib.device_count((*axes, axis)) == 0):
         axes += (axis,)
     taken.update(axes)
     found.append(axes)
   return tuple(found)
-
-
-def device_count(axes):
-  """How many devices the mesh axes `axes` have together."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return math.prod(mesh.shape[axis] for axis in axes)
 
 
 def on_shards(fn, batch, length, heads, *args):
@@ -229,7 +222,7 @@ def _visit_pairs(how, tile, rows, row_sums, columns, column_sums):
   columns = {**columns, "real": jnp.ones((1, 1, keys), bool)}  # False for what pads a block
   rows, row_sums = _split((rows, row_sums), how.block)
   columns, column_sums = _split((columns, column_sums), how.block)
-  devices = device_count(how.ring)
+  devices = mesh_lib.device_count(how.ring)
   neighbours = [(i, (i + 1) % devices) for i in range(devices)]
   send = lambda tree: jax.tree.map(lambda x: lax.ppermute(x, how.ring, neighbours), tree)
   visit = functools.partial(_visit_blocks, how, tile, rows)
