@@ -13,7 +13,7 @@ def keys(rows, seed=0):
   return jax.random.split(jax.random.key(seed), rows)
 
 
-@pytest.mark.parametrize("size, ratio, count", [(196, 0.75, 147), (10, 0.3, 3), (64, 0.99, 63)])
+@pytest.mark.parametrize("size, ratio, count", [(196, 0.75, 147), (10, 0.3, 3), (64, 0.98, 63)])
 def test_ratios_are_exact(size, ratio, count):
   mask = Random(ratio)(keys(3), (1, size))
   assert masking.dropped(size, ratio) == count == mask.drop.shape[1] == mask.masked.sum(1).max()
@@ -22,7 +22,7 @@ def test_ratios_are_exact(size, ratio, count):
   np.testing.assert_array_equal(np.sort(mask.keep, 1), mask.keep)
 
 
-@pytest.mark.parametrize("ratio", [0.0, 1.0, 0.01, -1.0])
+@pytest.mark.parametrize("ratio", [0.0, 1.0, 0.99, -1.0])
 def test_a_ratio_that_leaves_nothing_seen_or_masked_is_refused(ratio):
   with pytest.raises(ValueError, match=f"ratio={ratio}: masks .* of 16 tokens"):
     masking.dropped(16, ratio)
