@@ -32,7 +32,7 @@ PODS = {
     256: (("v5e:16x16", 1), ("v5p:4x8x8", 1), ("v6e:16x16", 1), ("tpu7x:4x8x8", 1)),
     4096: (("v5e:16x16", 16), ("v5p:16x16x16", 1), ("v6e:16x16", 16), ("tpu7x:16x16x16", 1)),
 }
-OTHERS = (("v5e:16x16", 1), ("v5p:16x16x16", 1))  # for the models other than L/16
+OTHERS = (("v5e:16x16", 1), ("v5e:16x16", 16), ("v5p:16x16x16", 1))  # for the models other than L/16
 
 INTRODUCTION = """# What SigLIP takes on 16 to 4,096 chips
 
@@ -85,7 +85,7 @@ class Cell:
 
 
 def cells() -> list[Cell]:
-  """All rows: the reference case, L/16 on all pods, the other models on two of the larger ones."""
+  """All rows: the reference case, L/16 on all pods, the other models on three of the larger ones."""
   whole = (("batch_size", 256 * PAIRS), ("mesh.data", 1), ("mesh.fsdp", -1))
   rows = [Cell(REFERENCE, "contrastive/siglip:l16", whole, "v5e:16x16", 1)]
   for model, title in MODELS.items():
