@@ -194,7 +194,7 @@ class Run:
     """Between TPU slices a layer's gradients are summed while the layer before it is differentiated.
     XLA's pipelining would hide more of what the sums take, but keeps all gradients padded for it:
     5% of the peak of SigLIP L/16 on 16 slices of v5e:16x16."""
-    devices = self.mesh.devices.flat
+    devices = self.mesh.devices.ravel()
     several = len(set(map(mesh_lib.slice_of, devices))) > 1
     on_tpu = mesh_lib.platform_of(devices) == "tpu"
     return {"xla_tpu_enable_collective_pipeliner": False} if on_tpu and several else None
