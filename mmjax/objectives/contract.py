@@ -175,3 +175,7 @@ class Objective(abc.ABC):
   def trivial(self, batch_size: int) -> dict[str, float]:
     """{term: its value for a model that has learned nothing}; the run warns when a loss stays there."""
     return {}
+
+  def collapsed_below(self, batch_size: int) -> dict[str, float]:
+    """{metric: the value below which the model has collapsed}; the run warns when it stays there."""
+    return {}
