@@ -1,8 +1,8 @@
-"""Colour and policy augmentations of uint8 RGB images, on Pillow's enhancers."""
+"""Colour and policy augmentations of uint8 RGB images, on Pillow's enhancers and filters."""
 
 import dataclasses
 
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 import numpy as np
 
 from mmjax.data import records
@@ -60,6 +60,68 @@ def _turn_hue(image, share):
   hsv = np.array(image.convert("HSV"))
   hsv[..., 0] += np.uint8(round(share * 255) % 256)  # wraps around, as the circle does
   return Image.fromarray(hsv, "HSV").convert("RGB")
+
+
+@dataclasses.dataclass(frozen=True)
+class Grey:
+  """With probability `p`, the luminance (ITU-R 601-2) in all three channels."""
+
+  p: float = 0.2
+  key: str = "image"
+
+  def __post_init__(self):
+    records.require(self, "p", 0 <= self.p <= 1, "expected a probability")
+
+  def __call__(self, record, rng):
+    image = _pillow(record, self.key)
+    if rng.random() >= self.p:
+      return record
+    return {**record, self.key: np.asarray(image.convert("L").convert("RGB"))}
+
+
+@dataclasses.dataclass(frozen=True)
+class GaussianBlur:
+  """With probability `p`, a Gaussian blur whose standard deviation in pixels is uniform in `sigma`.
+
+  The default range is that of SimCLR (arXiv:2002.05709, app. A), made for 224 pixels. Pillow's
+  filter, which others use too: three box blurs that come close to a Gaussian.
+  """
+
+  sigma: tuple = (0.1, 2.0)
+  p: float = 0.5
+  key: str = "image"
+
+  def __post_init__(self):
+    good = len(self.sigma) == 2 and 0 < self.sigma[0] <= self.sigma[1]
+    records.require(self, "sigma", good, "expected (low, high) with 0 < low <= high, in pixels")
+    records.require(self, "p", 0 <= self.p <= 1, "expected a probability")
+
+  def __call__(self, record, rng):
+    image = _pillow(record, self.key)
+    if rng.random() >= self.p:
+      return record
+    blurred = image.filter(ImageFilter.GaussianBlur(rng.uniform(*self.sigma)))
+    return {**record, self.key: np.asarray(blurred)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Solarise:
+  """With probability `p`, inverts the levels that are at least `threshold` (BYOL,
+  arXiv:2006.07733, app. B)."""
+
+  p: float = 0.2
+  threshold: int = 128
+  key: str = "image"
+
+  def __post_init__(self):
+    records.require(self, "p", 0 <= self.p <= 1, "expected a probability")
+    records.require(self, "threshold", 0 <= self.threshold <= 256, "expected a level in 0..256")
+
+  def __call__(self, record, rng):
+    image = _pillow(record, self.key)
+    if rng.random() >= self.p:
+      return record
+    return {**record, self.key: np.asarray(ImageOps.solarize(image, self.threshold))}
 
 
 _SIGNED = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate",

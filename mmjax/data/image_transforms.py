@@ -58,12 +58,13 @@ def height_width(size):
   return (size, size) if isinstance(size, int) else tuple(size)
 
 
-def _require_size(transform):
-  size = transform.size
+def require_size(transform, field="size"):
+  """Raises ValueError unless `field` is a positive int or two of them."""
+  size = getattr(transform, field)
   pair = (size, size) if isinstance(size, int) else size
   good = (isinstance(pair, (tuple, list)) and len(pair) == 2
           and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in pair))
-  records.require(transform, "size", good, "expected a positive int or (height, width)")
+  records.require(transform, field, good, "expected a positive int or (height, width)")
 
 
 def require_filter(transform):
@@ -72,7 +73,8 @@ def require_filter(transform):
                   f"expected one of {', '.join(FILTERS)}")
 
 
-def _require_range(transform, field):
+def require_range(transform, field):
+  """Raises ValueError unless `field` is (low, high) with 0 < low <= high."""
   value = getattr(transform, field)
   records.require(transform, field, len(value) == 2 and 0 < value[0] <= value[1],
                   "expected (low, high) with 0 < low <= high")
@@ -158,7 +160,7 @@ class Resize:
   key: str = "image"
 
   def __post_init__(self):
-    _require_size(self)
+    require_size(self)
     require_filter(self)
 
   def __call__(self, record, rng):
@@ -176,7 +178,7 @@ class ResizeShort:
   key: str = "image"
 
   def __post_init__(self):
-    _require_size(self)
+    require_size(self)
     records.require(self, "size", isinstance(self.size, int), "expected one int, the shorter side")
     require_filter(self)
 
@@ -204,7 +206,7 @@ class CentreCrop:
   key: str = "image"
 
   def __post_init__(self):
-    _require_size(self)
+    require_size(self)
     records.require(self, "odd", self.odd in ("floor", "round"), "expected 'floor' or 'round'")
 
   def __call__(self, record, rng):
@@ -240,10 +242,10 @@ class RandomResizedCrop:
   key: str = "image"
 
   def __post_init__(self):
-    _require_size(self)
+    require_size(self)
     require_filter(self)
-    _require_range(self, "scale")
-    _require_range(self, "ratio")
+    require_range(self, "scale")
+    require_range(self, "ratio")
     records.require(self, "scale", self.scale[1] <= 1, "a crop is no larger than its image")
 
   def box(self, height, width, rng):
@@ -295,7 +297,7 @@ class Letterbox:
   key: str = "image"
 
   def __post_init__(self):
-    _require_size(self)
+    require_size(self)
     require_filter(self)
     records.require(self, "fill", 0 <= self.fill <= 255, "expected a grey level in 0..255")
 
@@ -335,13 +337,14 @@ class Normalise:
   value.
 
   Give `preset` ("clip", "imagenet", or "half", which maps to [-1, 1]), or both `mean` and `std`,
-  one number a channel.
+  one number a channel. Videos [T, H, W, C] and views [V, H, W, C] are normalised as images are;
+  `key` may name several.
   """
 
   preset: str | None = None
   mean: tuple | None = None
   std: tuple | None = None
-  key: str = "image"
+  key: str | tuple = "image"
 
   def __post_init__(self):
     if self.preset is not None:
@@ -355,11 +358,14 @@ class Normalise:
       records.require(self, "std", good, "expected one positive number for each of mean")
 
   def __call__(self, record, rng):
-    image = records.image(record, self.key)
+    keys = (self.key,) if isinstance(self.key, str) else self.key
+    return {**record, **{key: self._normalised(records.pixels(record, key)) for key in keys}}
+
+  def _normalised(self, image):
     mean, std = PRESETS[self.preset] if self.preset else (self.mean, self.std)
-    if image.shape[2] != len(mean):
-      raise ValueError(f"{len(mean)} means for an image of {image.shape[2]} channels")
+    if image.shape[-1] != len(mean):
+      raise ValueError(f"{len(mean)} means for an image of {image.shape[-1]} channels")
     top = np.iinfo(image.dtype).max if image.dtype.kind in "iu" else 1
     scale = (1 / (top * np.array(std))).astype(np.float32)
     shift = (-np.array(mean) / np.array(std)).astype(np.float32)
-    return {**record, self.key: image.astype(np.float32) * scale + shift}
+    return image.astype(np.float32) * scale + shift

@@ -24,6 +24,15 @@ def image(record, key):
   return value
 
 
+def pixels(record, key):
+  """The image [H, W, C], or the video or views [T, H, W, C], under `key`, not empty."""
+  value = get(record, key)
+  if not isinstance(value, np.ndarray) or value.ndim not in (3, 4) or value.size == 0:
+    raise TypeError(f"{key!r} must be a decoded image [H, W, C] or a decoded video or views "
+                    f"[T, H, W, C], found {_describe(value)}")
+  return value
+
+
 def data(record, key):
   """The encoded file under `key`, as bytes; a uint8 vector is accepted."""
   value = get(record, key)
