@@ -1,7 +1,7 @@
 """Collapse monitors as metrics of an objective, and the values below which a run is warned.
 
-An objective calls `of_features` (and `of_prototypes`) in `couple`, where it sees the whole batch, and
-gives `collapsed_below` as its method of that name.
+An objective calls `of_features` (and `of_prototypes`) in `couple`, which sees the whole batch, and
+its method `collapsed_below` returns what the function of that name does.
 """
 
 from collections.abc import Mapping
@@ -12,27 +12,29 @@ import jax.numpy as jnp
 from mmjax.losses import collapse
 from mmjax.objectives.contract import Context, Term, weigh
 
-EVERY = 10  # steps between two effective ranks: an eigenvalue problem takes long on an accelerator
-# What a warning names: each at a hundredth or a few of its range. Random encoders are far above.
+EVERY = 20  # steps between two effective ranks: an eigenvalue problem takes long on an accelerator
+# Below these nothing is left to tell inputs apart; encoders with random weights are above them.
 LEAST_RANK, LEAST_RANK_SHARE, LEAST_STD, LEAST_ENTROPY = 1.5, 0.02, 0.05, 0.05
 
 
 def of_features(ctx: Context, features: jax.Array, valid: jax.Array) -> Mapping[str, Term]:
   """{"effective_rank", "feature_std"} of `features` [B, D] or [B, N, D], with `valid` bool [B].
 
-  The rank is taken in every tenth step; in the others its weight is 0.
+  The rank is taken in every `EVERY`-th step; in the others its weight is 0.
   """
   weight = jnp.broadcast_to(valid.reshape(-1, *[1] * (features.ndim - 2)), features.shape[:-1])
   known = jnp.any(valid)
   due = known & (ctx.step % EVERY == 0)
-  rank = jax.lax.cond(due, lambda: collapse.effective_rank(features, weight), lambda: jnp.float32(0))
+  rank = jax.lax.cond(due, lambda: collapse.effective_rank(features, weight),
+                      lambda: jnp.float32(0))
   return {"effective_rank": weigh(rank, due),
           "feature_std": weigh(collapse.feature_std(features, weight), known)}
 
 
 def of_prototypes(probabilities: jax.Array, valid: jax.Array) -> Mapping[str, Term]:
   """{"prototype_entropy"} of `probabilities` [..., K] with weights `valid` [...]."""
-  return {"prototype_entropy": weigh(collapse.prototype_entropy(probabilities, valid), jnp.any(valid > 0))}
+  entropy = collapse.prototype_entropy(probabilities, valid)
+  return {"prototype_entropy": weigh(entropy, jnp.any(valid > 0))}
 
 
 def collapsed_below(batch_size: int, width: int, prototypes: bool = False) -> dict[str, float]:

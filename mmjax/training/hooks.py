@@ -13,7 +13,7 @@ from typing import Any
 from mmjax.checkpoint.checkpointer import Checkpointer
 from mmjax.objectives.contract import Term
 from mmjax.parallel import processes
-from mmjax.training import flops
+from mmjax.training import collapse, flops
 from mmjax.training.assemble import Run
 from mmjax.training.evaluate import Session, due
 from mmjax.training.metrics import HostMetrics, Window
@@ -45,6 +45,7 @@ class Hooks:
     self._clock = self._launched = time.monotonic()
     self._batch_size = None
     self._warned = False
+    self._collapse = collapse.Watch(run.settings.total_steps)
     self._results: dict[str, float] = {}
     self._evaluated: dict[str, int] = {}
     self.done = False
@@ -108,6 +109,9 @@ class Hooks:
       scalars |= {} if share is None else {"mfu": share}
     self._write(window.last, scalars)
     self._warn_if_trivial(window.last, scalars)
+    least = self._run.objective.collapsed_below(sizes.at(window.last - 1))
+    for line in self._collapse.look(window.first, window.last, scalars, least):
+      log.warning("%s", line)
 
   def _evaluate(self, step: int, state: TrainState, evaluations: Sequence[Any]) -> None:
     evaluations = [e for e in evaluations if self._evaluated.get(e.name) != step]

@@ -66,13 +66,17 @@ def make_features(objective: Objective, *, seed: int, want: tuple[str, ...] = ()
 
 
 def make_eval_step(objective: Objective, *, seed: int):
-  """`(params, state, teachers, batch) -> {name: Term}`: held-out loss, its terms and the metrics, train=False."""
+  """`(params, state, teachers, batch) -> {name: Term}`: held-out loss, its terms, metrics; train=False.
+
+  `couple` is given those features of `couples` that `forward` has in evaluation.
+  """
 
   def eval_step(params: Tree, state: Tree, teachers: Tree, batch: Tree) -> dict[str, Term]:
     ctx = Context(step=jnp.int32(0), state=state, teachers=teachers, seed=seed, train=False)
     features, _ = objective.forward(ctx, params, batch)
     terms, metrics = objective.terms(ctx, params, features, batch)
-    more, extra = objective.couple(ctx, params, {n: features[n] for n in objective.couples}, batch)
+    coupled = {n: features[n] for n in objective.couples if n in features}
+    more, extra = objective.couple(ctx, params, coupled, batch)
     return {**terms, **more, **metrics, **extra}
 
   return eval_step
