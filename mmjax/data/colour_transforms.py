@@ -9,7 +9,17 @@ from mmjax.data import records
 
 
 def _pillow(record, key):
-  image = records.image(record, key)
+  return _as_pillow(records.image(record, key), key)
+
+
+def _strip(record, key):
+  """An image, or all frames of a video above each other, for what changes each pixel alone; and the
+  shape from which it came."""
+  pixels = records.pixels(record, key)
+  return _as_pillow(pixels.reshape(-1, *pixels.shape[-2:]), key), pixels.shape
+
+
+def _as_pillow(image, key):
   if image.dtype != np.uint8 or image.shape[2] != 3:
     raise TypeError(f"{key!r} must be uint8 RGB, found {image.dtype} {list(image.shape)}")
   return Image.fromarray(np.ascontiguousarray(image))
@@ -38,7 +48,7 @@ class ColourJitter:
     records.require(self, "p", 0 <= self.p <= 1, "expected a probability")
 
   def __call__(self, record, rng):
-    image = _pillow(record, self.key)
+    image, shape = _strip(record, self.key)
     if rng.random() >= self.p:
       return record
     for change in rng.permutation(["brightness", "contrast", "saturation", "hue"]):
@@ -49,7 +59,7 @@ class ColourJitter:
         image = _turn_hue(image, rng.uniform(-amount, amount))
       else:
         image = _ENHANCERS[change](image).enhance(rng.uniform(max(0, 1 - amount), 1 + amount))
-    return {**record, self.key: np.asarray(image)}
+    return {**record, self.key: np.asarray(image).reshape(shape)}
 
 
 _ENHANCERS = {"brightness": ImageEnhance.Brightness, "contrast": ImageEnhance.Contrast,
@@ -73,10 +83,10 @@ class Grey:
     records.require(self, "p", 0 <= self.p <= 1, "expected a probability")
 
   def __call__(self, record, rng):
-    image = _pillow(record, self.key)
+    image, shape = _strip(record, self.key)
     if rng.random() >= self.p:
       return record
-    return {**record, self.key: np.asarray(image.convert("L").convert("RGB"))}
+    return {**record, self.key: np.asarray(image.convert("L").convert("RGB")).reshape(shape)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,10 +128,11 @@ class Solarise:
     records.require(self, "threshold", 0 <= self.threshold <= 256, "expected a level in 0..256")
 
   def __call__(self, record, rng):
-    image = _pillow(record, self.key)
+    image, shape = _strip(record, self.key)
     if rng.random() >= self.p:
       return record
-    return {**record, self.key: np.asarray(ImageOps.solarize(image, self.threshold))}
+    solarised = np.asarray(ImageOps.solarize(image, self.threshold))
+    return {**record, self.key: solarised.reshape(shape)}
 
 
 _SIGNED = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate",

@@ -1,5 +1,6 @@
 """Image transforms: decode, resize, crop, flip, pad, normalise. Images are uint8 [H, W, C] until
-Normalise.
+Normalise. With `key="video"` they act on all frames [T, H, W, C] alike; what moves the pixels of
+`image` moves the maps on it too (geometry.py).
 
 A transform is a frozen dataclass, called as transform(record, rng) -> record; `rng` is a numpy
 Generator of this transform and this row alone. Sizes are one int (a square) or (height, width).
@@ -13,6 +14,7 @@ from PIL import Image, ImageOps
 import numpy as np
 import simplejpeg
 
+from mmjax.data import geometry
 from mmjax.data import records
 
 # Pillow widens the filter's support by the reduction factor, i.e. every one of these but "nearest"
@@ -53,6 +55,16 @@ def resize(image, size, filter_name):
   return resized.astype(image.dtype)
 
 
+def _resampling(filter_name):
+  """The `resample` of `geometry.move` for images."""
+  return lambda image, size: resize(image, size, filter_name)
+
+
+def _resized(record, key, size, filter_name):
+  return geometry.move(record, key, lambda array, resample, fill: resample(array, size),
+                       _resampling(filter_name))
+
+
 def height_width(size):
   """(height, width) of a size that is one int or both."""
   return (size, size) if isinstance(size, int) else tuple(size)
@@ -84,7 +96,8 @@ def require_range(transform, field):
 class Decode:
   """Encoded bytes to an array [H, W, channels]: JPEG, PNG and whatever else Pillow opens.
 
-  An array uint8 [H, W] or [H, W, C] passes through, its channels made right.
+  A list of files, the frames of a video, becomes [T, H, W, channels]. Arrays uint8 [H, W],
+  [H, W, C] and [T, H, W, C] pass through, their channels made right.
   EXIF orientation is applied; palettes, CMYK and grey become RGB (or grey for channels=1). 16-bit
   grey images scale to 8 bits for dtype "uint8" and stay as stored for "uint16" (depth maps;
   channels=1). Pixels equal Pillow's, and so those of whoever decodes with it.
@@ -108,16 +121,23 @@ class Decode:
 
   def __call__(self, record, rng):
     value = records.get(record, self.key)
+    if not _is_video(value):
+      return {**record, self.key: self._decode(value)}
+    frames = [self._decode(frame) for frame in value]
+    if len({frame.shape for frame in frames}) != 1:
+      raise ValueError(f"the {len(frames)} frames of {self.key!r} are of several sizes or none: "
+                       f"{sorted({frame.shape[:2] for frame in frames})}")
+    return {**record, self.key: np.stack(frames)}
+
+  def _decode(self, value):
     if isinstance(value, np.ndarray) and value.ndim in (2, 3):   # decoded already
-      return {**record, self.key: self._from_pillow(_as_pillow(value))}
-    data = records.data(record, self.key)
+      return self._from_pillow(_as_pillow(value))
+    data = records.data({self.key: value}, self.key)
     if self.dtype == "uint8" and _is_plain_jpeg(data):
       colours = "RGB" if self.channels == 3 else "GRAY"
-      image = simplejpeg.decode_jpeg(data, colours, fastdct=False, fastupsample=False)
-    else:
-      with Image.open(io.BytesIO(data)) as opened:
-        image = self._from_pillow(ImageOps.exif_transpose(opened))
-    return {**record, self.key: image}
+      return simplejpeg.decode_jpeg(data, colours, fastdct=False, fastupsample=False)
+    with Image.open(io.BytesIO(data)) as opened:
+      return self._from_pillow(ImageOps.exif_transpose(opened))
 
   def _from_pillow(self, opened):
     if opened.mode.startswith("I"):                              # 16-bit grey
@@ -135,6 +155,13 @@ class Decode:
       opened = Image.alpha_composite(white, opened.convert("RGBA"))
     image = np.asarray(opened.convert("RGB" if self.channels == 3 else "L"))
     return image.reshape(*image.shape[:2], self.channels)
+
+
+def _is_video(value):
+  """A list of frames, encoded or not."""
+  if isinstance(value, np.ndarray):
+    return value.ndim == 4 or (value.ndim == 1 and value.dtype == object)
+  return isinstance(value, (list, tuple))
 
 
 def _as_pillow(array):
@@ -164,8 +191,7 @@ class Resize:
     require_filter(self)
 
   def __call__(self, record, rng):
-    image = records.image(record, self.key)
-    return {**record, self.key: resize(image, height_width(self.size), self.filter)}
+    return _resized(record, self.key, height_width(self.size), self.filter)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,11 +209,10 @@ class ResizeShort:
     require_filter(self)
 
   def __call__(self, record, rng):
-    image = records.image(record, self.key)
-    height, width = image.shape[:2]
+    height, width = geometry.size(record, self.key)
     short = min(height, width)
     size = (self.size * height // short, self.size * width // short)
-    return {**record, self.key: resize(image, size, self.filter)}
+    return _resized(record, self.key, size, self.filter)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,16 +235,19 @@ class CentreCrop:
     records.require(self, "odd", self.odd in ("floor", "round"), "expected 'floor' or 'round'")
 
   def __call__(self, record, rng):
-    image = records.image(record, self.key)
+    return geometry.move(record, self.key, self._crop)
+
+  def _crop(self, image, resample, fill):
     height, width = height_width(self.size)
     short = max(0, height - image.shape[0]), max(0, width - image.shape[1])
     if max(short) and not self.pad:
       raise ValueError(f"the image {list(image.shape[:2])} is smaller than the crop "
                        f"{[height, width]}")
     # Of an odd number of missing pixels one more goes to the top and left, as in Hugging Face.
-    image = np.pad(image, [((n + 1) // 2, n // 2) for n in short] + [(0, 0)])
+    margins = [((n + 1) // 2, n // 2) for n in short] + [(0, 0)] * (image.ndim - 2)
+    image = np.pad(image, margins, constant_values=fill)
     top, left = self._begin(image.shape[0] - height), self._begin(image.shape[1] - width)
-    return {**record, self.key: image[top:top + height, left:left + width]}
+    return image[top:top + height, left:left + width]
 
   def _begin(self, cut):
     return cut // 2 if self.odd == "floor" else round(cut / 2)
@@ -261,15 +289,18 @@ class RandomResizedCrop:
     return (height - h) // 2, (width - w) // 2, h, w
 
   def __call__(self, record, rng):
-    image = records.image(record, self.key)
-    top, left, height, width = self.box(*image.shape[:2], rng)
-    crop = np.ascontiguousarray(image[top:top + height, left:left + width])
-    return {**record, self.key: resize(crop, height_width(self.size), self.filter)}
+    top, left, height, width = self.box(*geometry.size(record, self.key), rng)
+
+    def crop(image, resample, fill):
+      part = np.ascontiguousarray(image[top:top + height, left:left + width])
+      return resample(part, height_width(self.size))
+    return geometry.move(record, self.key, crop, _resampling(self.filter))
 
 
 @dataclasses.dataclass(frozen=True)
 class Flip:
-  """Mirrors left and right with probability `p`. Not for captions that say left or right."""
+  """Mirrors left and right with probability `p`; normals on the image have their x negated. Not for
+  captions or motions that are called left or right."""
 
   p: float = 0.5
   key: str = "image"
@@ -278,8 +309,13 @@ class Flip:
     records.require(self, "p", 0 <= self.p <= 1, "expected a probability")
 
   def __call__(self, record, rng):
-    image = records.image(record, self.key)
-    return {**record, self.key: image[:, ::-1] if rng.random() < self.p else image}
+    geometry.size(record, self.key)  # what is no image is refused whatever is drawn
+    if rng.random() >= self.p:
+      return record
+    record = geometry.move(record, self.key, geometry.mirror)
+    if self.key == "image" and "normals" in record:
+      record["normals"] = record["normals"] * np.array([-1, 1, 1], record["normals"].dtype)
+    return record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,16 +338,19 @@ class Letterbox:
     records.require(self, "fill", 0 <= self.fill <= 255, "expected a grey level in 0..255")
 
   def __call__(self, record, rng):
-    image = records.image(record, self.key)
     height, width = height_width(self.size)
-    scale = min(height / image.shape[0], width / image.shape[1])
-    h = min(height, max(1, round(image.shape[0] * scale)))
-    w = min(width, max(1, round(image.shape[1] * scale)))
+    old_height, old_width = geometry.size(record, self.key)
+    scale = min(height / old_height, width / old_width)
+    h = min(height, max(1, round(old_height * scale)))
+    w = min(width, max(1, round(old_width * scale)))
     top, left = (height - h) // 2, (width - w) // 2
     inside = (slice(top, top + h), slice(left, left + w))
-    padded = np.full((height, width, image.shape[2]), self.fill, image.dtype)
-    padded[inside] = resize(image, (h, w), self.filter)
-    record = {**record, self.key: padded}
+
+    def fit(image, resample, fill):
+      padded = np.full((height, width, *image.shape[2:]), fill, image.dtype)
+      padded[inside] = resample(image, (h, w))
+      return padded
+    record = geometry.move(record, self.key, fit, _resampling(self.filter), self.fill)
     if self.mask:
       record[self.mask] = np.zeros((height, width), bool)
       record[self.mask][inside] = True
@@ -326,7 +365,7 @@ class ToFloat:
   key: str = "image"
 
   def __call__(self, record, rng):
-    image = records.image(record, self.key)
+    image = records.pixels(record, self.key)
     top = np.iinfo(image.dtype).max if image.dtype.kind in "iu" else 1
     return {**record, self.key: image.astype(np.float32) / np.float32(top)}
 

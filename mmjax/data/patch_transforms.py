@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from mmjax.data import geometry
 from mmjax.data import image_transforms
 from mmjax.data import records
 
@@ -102,9 +103,10 @@ class CropToPatches:
                     "expected a positive int or (height, width)")
 
   def __call__(self, record, rng):
-    image = records.image(record, self.key)
+    size = geometry.size(record, self.key)
     height, width = (side // p * p for side, p in
-                     zip(image.shape[:2], image_transforms.height_width(self.patch)))
+                     zip(size, image_transforms.height_width(self.patch)))
     if not height or not width:
-      raise ValueError(f"the image {list(image.shape[:2])} is smaller than a patch")
-    return {**record, self.key: image[:height, :width]}
+      raise ValueError(f"the image {list(size)} is smaller than a patch")
+    return geometry.move(record, self.key,
+                         lambda image, resample, fill: image[:height, :width])

@@ -20,7 +20,7 @@ def image(record, key):
   """The image under `key`: an array [H, W, C] that is not empty."""
   value = get(record, key)
   if not isinstance(value, np.ndarray) or value.ndim != 3 or value.size == 0:
-    raise TypeError(f"{key!r} must be a decoded image [H, W, C], found {_describe(value)}")
+    raise TypeError(f"{key!r} must be a decoded image [H, W, C], found {describe(value)}")
   return value
 
 
@@ -29,7 +29,7 @@ def pixels(record, key):
   value = get(record, key)
   if not isinstance(value, np.ndarray) or value.ndim not in (3, 4) or value.size == 0:
     raise TypeError(f"{key!r} must be a decoded image [H, W, C] or a decoded video or views "
-                    f"[T, H, W, C], found {_describe(value)}")
+                    f"[T, H, W, C], found {describe(value)}")
   return value
 
 
@@ -41,7 +41,7 @@ def data(record, key):
   if isinstance(value, np.ndarray) and value.ndim == 0:
     value = value.item()
   if not isinstance(value, bytes):
-    raise TypeError(f"{key!r} must be an encoded image in bytes, found {_describe(value)}")
+    raise TypeError(f"{key!r} must be an encoded image in bytes, found {describe(value)}")
   return value
 
 
@@ -52,7 +52,7 @@ def text(value):
   if isinstance(value, bytes):
     return value.decode("utf-8")
   if not isinstance(value, str):
-    raise TypeError(f"expected a text, found {_describe(value)}")
+    raise TypeError(f"expected a text, found {describe(value)}")
   return str(value)
 
 
@@ -64,7 +64,8 @@ def texts(record, key):
   return [text(one) for one in value]
 
 
-def _describe(value):
+def describe(value):
+  """What a value is, for an error."""
   if isinstance(value, np.ndarray):
     return f"an array {value.dtype} {list(value.shape)}"
   return type(value).__name__
