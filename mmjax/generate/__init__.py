@@ -1,0 +1,1 @@
+"""Decoding: from a trained model to new images and texts. Pure functions."""
