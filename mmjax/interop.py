@@ -23,6 +23,7 @@ from mmjax.checkpoint.interop.pretrained import Pretrained
 from mmjax.checkpoint.interop.read import read
 from mmjax.data.processor import Processor
 from mmjax.objectives.contract import Objective
+from mmjax.training import frozen
 from mmjax.training.step import make_features
 
 FORMATS = ("hf", "mmjax")
@@ -44,7 +45,8 @@ def load(path: str, step: int | None = None) -> tuple[Objective, Any]:
 
 def build(model: Pretrained) -> tuple[Objective, Any]:
   """(objective, params) of a checkpoint that was read."""
-  objective = config_lib.build("mmjax.objectives", config_lib.plain(model.objective), "objective")
+  node, _ = frozen.split(model.objective)
+  objective = config_lib.build("mmjax.objectives", node, "objective")
   return objective, paths.nest({name: jnp.asarray(x) for name, x in model.params.items()})
 
 

@@ -16,7 +16,7 @@ from mmjax.parallel import lint, processes
 from mmjax.parallel import mesh as mesh_lib
 from mmjax.report import console
 from mmjax.report import html as report
-from mmjax.training import interpolate, outputs, pretrained
+from mmjax.training import frozen, interpolate, outputs, pretrained
 from mmjax.training import workdir as workdir_lib
 from mmjax.training.assemble import Run, assemble
 from mmjax.training.evaluate import Session
@@ -95,12 +95,16 @@ def restore_or_create(run: Run, checkpointer: Any, path: epath.Path) -> tuple[An
 
 
 def _create(run: Run, path: epath.Path) -> Any:
-  """The state of a new run; where its parameters come from is told in provenance.json."""
-  if not run.settings.init_from:
-    return run.create_state()
-  tensors, told = pretrained.initial(run.settings.init_from, run.settings.init, run.abstract.params)
-  workdir_lib.note(path, init_from=told)
-  return run.create_state(tensors)
+  """The state of a new run; where its weights come from is told in provenance.json."""
+  tensors, facts = {}, {}
+  if run.settings.init_from:
+    tensors, facts["init_from"] = pretrained.initial(
+        run.settings.init_from, run.settings.init, run.abstract.params)
+  networks, told = frozen.initial(run.frozen, run.abstract.state)
+  facts |= {"frozen": told} if told else {}
+  if facts:
+    workdir_lib.note(path, **facts)
+  return run.create_state(tensors, networks)
 
 
 def eval_workdir(workdir: str, step: int | None = None, config: dict | None = None) -> dict[str, float]:

@@ -82,7 +82,7 @@ class Context:
 
   Attributes:
     step: int32 [], the number of updates made so far.
-    state: the objective's own state (centres, codebooks, running statistics).
+    state: the objective's own state (centres, codebooks, running statistics, frozen networks).
     teachers: {name: parameters} of the EMA teachers the objective declares.
     seed: the run's seed.
     train: whether dropout, masking and drop-path apply.
@@ -125,7 +125,14 @@ class Objective(abc.ABC):
 
   @abc.abstractmethod
   def init(self, rng: jax.Array, batch: Batch) -> tuple[Tree, Tree]:
-    """(params, state); parameters may be boxed with logical axis names."""
+    """(params, state); parameters may be boxed with logical axis names.
+
+    What a run does not train and an update does not make belongs in `state`: a frozen teacher, a
+    tokenizer. Where the config has such a network under `objective.a.b`, its parameters, boxed, are
+    `state["a"]["b"]`: with {"name": "pretrained", "from": PATH} there they begin as that checkpoint
+    (`mmjax/training/frozen.py`), and lie on the mesh as parameters do. No gradient reaches `state`;
+    `update` must pass them on as they are.
+    """
 
   def augment(self, ctx: Context, batch: Batch) -> Batch:
     """The batch to train on: rows may be mixed and keys added, but each row stays in its place.

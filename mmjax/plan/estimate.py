@@ -19,7 +19,7 @@ from jax.sharding import AbstractMesh, AxisType
 from mmjax import config as config_lib
 from mmjax.objectives.contract import Context, Objective
 from mmjax.parallel import mesh as mesh_lib
-from mmjax.training import flops
+from mmjax.training import flops, frozen
 from mmjax.training import state as state_lib
 from mmjax.training.assemble import Run
 from mmjax.training.gradients import loss_and_grad
@@ -235,7 +235,7 @@ class Estimator:
     node = {"objective": copy.deepcopy(self.run.config["objective"])}
     for path in self.towers if remat != OWN else ():
       config_lib.override(node, f"{path}.remat", remat)
-    return config_lib.build("mmjax.objectives", node["objective"], "objective")
+    return config_lib.build("mmjax.objectives", frozen.split(node["objective"])[0], "objective")
 
   def _meshes(self) -> list[tuple[int, ...]]:
     """The config's own mesh, and what the devices can be cut into; only `data` crosses slices."""

@@ -28,6 +28,7 @@ from mmjax.optim import groups as optim_groups
 from mmjax.parallel import lint
 from mmjax.parallel import mesh as mesh_lib
 from mmjax.training import flops, labels, outputs, pretrained, ramp, streams
+from mmjax.training import frozen as frozen_lib
 from mmjax.training import state as state_lib
 from mmjax.training.step import make_train_step
 from mmjax.training.streams import Loading
@@ -136,7 +137,11 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """All that a config describes. `abstract` is the state's shapes; `shardings` their places."""
+  """All that a config describes.
+
+  `frozen` are the sources of the objective's frozen networks, see `mmjax/training/frozen.py`;
+  `abstract` the state's shapes, and `shardings` their places.
+  """
 
   settings: Settings
   config: Node
@@ -147,6 +152,7 @@ class Run:
   evaluations: tuple[Evaluation, ...]
   checkpoint: CheckpointSettings
   objective: Objective
+  frozen: dict[str, frozen_lib.Source]
   optimizer: optax.GradientTransformation
   optim_info: optim_lib.Info
   ema_decay: float | None
@@ -169,18 +175,17 @@ class Run:
     place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     return jax.tree.map(place, self.abstract, self.shardings)
 
-  def create_state(self, initial: dict[str, np.ndarray] | None = None) -> state_lib.TrainState:
-    """The state before the first step, made where it will lie; `initial` as in `state.create`."""
-    def make(given):
+  def create_state(self, initial: dict[str, np.ndarray] | None = None,
+                   frozen: dict[str, np.ndarray] | None = None) -> state_lib.TrainState:
+    """The state before the first step, made where it will lie; arguments as of `state.create`."""
+    def make(params, state):
       batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.abstract_batch)
       return state_lib.create(self.objective, self.optimizer, batch, seed=self.settings.seed,
-                              ema=self.ema_decay is not None, initial=given)
+                              ema=self.ema_decay is not None, initial=params, frozen=state)
 
-    places = paths.flatten(self.shardings.params)
-    given = {name: jax.make_array_from_callback(x.shape, places[name], x.__getitem__)
-             for name, x in (initial or {}).items()}
     with self.use():
-      return jax.jit(make, out_shardings=self.shardings)(given)
+      return jax.jit(make, out_shardings=self.shardings)(
+          _placed(initial, self.shardings.params), _placed(frozen, self.shardings.state))
 
   def step_fn(self):
     """The jitted train step; it takes over (donates) the state it is given."""
@@ -213,6 +218,13 @@ class Run:
       return None
 
 
+def _placed(tensors: dict[str, np.ndarray] | None, shardings: Any) -> dict[str, jax.Array]:
+  """Some of a tree's tensors {path: array} on the devices that will hold them."""
+  places = paths.flatten(shardings)
+  return {name: jax.make_array_from_callback(x.shape, places[name], x.__getitem__)
+          for name, x in (tensors or {}).items()}
+
+
 def assemble(config: Node, devices: list | None = None, example_data: bool = False) -> Run:
   """Builds everything that `config` describes, and so finds whatever is wrong with it.
 
@@ -224,7 +236,7 @@ def assemble(config: Node, devices: list | None = None, example_data: bool = Fal
     ConfigError: with the path in the config.
     DataError: the data cannot be read.
   """
-  config = pretrained.resolve(config)
+  config = pretrained.resolve(frozen_lib.resolve(config))
   settings, _ = _settings(config, epoch=1)  # its keys are looked at before any data is built
   outputs.check(settings.writers)
   mesh = _mesh(settings, devices)
@@ -236,7 +248,8 @@ def assemble(config: Node, devices: list | None = None, example_data: bool = Fal
   eval_stream = None
   if settings.eval_data:
     eval_stream, _ = streams.make_stream(settings.eval_data, "eval_data", example_data)
-  objective = config_lib.build("mmjax.objectives", settings.objective, "objective")
+  node, sources = frozen_lib.split(settings.objective)
+  objective = config_lib.build("mmjax.objectives", node, "objective")
   streams.check_vocabulary(objective, stream)
   labels.check(objective, stream, eval_stream)
   evaluations = _evaluations(settings.evals, eval_stream, example_data)
@@ -248,6 +261,7 @@ def assemble(config: Node, devices: list | None = None, example_data: bool = Fal
   optimizer, info, ema_decay = _optimizer(settings.optim, boxed, settings.total_steps)
   abstract = jax.eval_shape(functools.partial(
       state_lib.create, objective, optimizer, seed=settings.seed, ema=ema_decay is not None), batch)
+  frozen_lib.check(sources, abstract.state)
   shardings, undivided = state_lib.shardings(objective, abstract, batch, mesh, settings.rules)
   findings = lint.check(abstract, shardings, boxed, undivided, mesh, settings.rules,
                         settings.max_waste_gib)
@@ -256,7 +270,7 @@ def assemble(config: Node, devices: list | None = None, example_data: bool = Fal
   return Run(
       settings=settings, config=resolved, mesh=mesh, stream=stream, loading=loading,
       eval_stream=eval_stream, evaluations=evaluations, checkpoint=checkpoint, objective=objective,
-      optimizer=optimizer, optim_info=info, ema_decay=ema_decay, abstract_batch=batch,
+      frozen=sources, optimizer=optimizer, optim_info=info, ema_decay=ema_decay, abstract_batch=batch,
       abstract=abstract, shardings=shardings, findings=findings)
 
 
@@ -362,7 +376,7 @@ def _settings(config: Node, epoch: int) -> tuple[Settings, Node]:
   resolve = functools.partial(config_lib.resolve_durations, sizes=sizes, epoch=epoch)
   length = resolve(length, total=None)
   total = config_lib.check(length["total_steps"], int, "total_steps")
-  fixed = {key: config[key] for key in ("data", "eval_data", "objective", "init") if key in config}
+  fixed = {key: config[key] for key in ("data", "eval_data", "init") if key in config}
   rest = {key: value for key, value in config.items()
           if key not in (*fixed, *LENGTHS, "batch_ramp")}
   resolved = {**resolve(rest, total=total), **length, **fixed}

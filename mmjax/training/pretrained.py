@@ -23,7 +23,7 @@ import numpy as np
 from mmjax import config as config_lib
 from mmjax.checkpoint import digest, partial, paths
 from mmjax.checkpoint.checkpointer import CheckpointError
-from mmjax.checkpoint.interop.pretrained import Pretrained
+from mmjax.checkpoint.interop.pretrained import ENCODERS, Pretrained
 from mmjax.checkpoint.interop.read import read
 from mmjax.config import ConfigError
 from mmjax.nn.resample import METHODS
@@ -155,30 +155,29 @@ def _objective(node: Node, source: Pretrained, size: int | None) -> tuple[Node, 
   """The objective spelled out, and the keys of `init` that go with it."""
   theirs = copy.deepcopy(config_lib.plain(source.objective))
   if size:
-    for key in ("image", "model"):
+    for key in ENCODERS:
       if key in theirs:
         theirs[key] = _with_size(theirs[key], size)
   if node.get("name") == MODEL:
-    return _merged(theirs, {key: value for key, value in node.items() if key != "name"}), {}
+    return merged(theirs, {key: value for key, value in node.items() if key != "name"}), {}
   if not _mentions(node):
     return node, {}
   model = node.get("model")
   if not isinstance(model, dict) or model.get("name") != MODEL:
     raise ConfigError('objective: "pretrained" can only be the name of objective itself or of '
-                      "objective.model")
+                      "objective.model; a frozen network says with `from` which checkpoint it is")
   overrides = dict(model)
   del overrides["name"]
   tower = overrides.pop("tower", "image")
-  key = "model" if tower == "image" and "model" in theirs else tower
-  if not isinstance(theirs.get(key), dict):
-    towers = [name for name, value in theirs.items() if isinstance(value, dict) and "name" in value]
-    raise ConfigError(f"objective.model.tower: {source.origin} has no {tower!r}; it has "
-                      f"{', '.join(towers)}")
+  try:
+    key = source.key(tower)
+  except ValueError as error:
+    raise ConfigError(f"objective.model.tower: {error}") from error
   encoder, exclude = theirs[key], []
   if "classes" in overrides:
     encoder, exclude = _without_head(encoder)
   chosen = {"take": "" if key == "model" else key, "exclude": exclude}
-  return {**node, "model": _merged(encoder, overrides)}, chosen
+  return {**node, "model": merged(encoder, overrides)}, chosen
 
 
 def _without_head(encoder: Node) -> tuple[Node, list[str]]:
@@ -198,14 +197,14 @@ def _with_size(encoder: Node, size: int) -> Node:
   return {**encoder, "grid": [size // side for side in sides]}
 
 
-def _merged(theirs: Node, ours: Node) -> Node:
+def merged(theirs: Node, ours: Node) -> Node:
   """`theirs` with the values of `ours`, node by node; a node with another name takes its place."""
   result = dict(theirs)
   for key, value in ours.items():
     old = theirs.get(key)
     if isinstance(old, dict) and isinstance(value, dict) and (
         value.get("name") in (None, old.get("name"))):
-      value = _merged(old, value)
+      value = merged(old, value)
     result[key] = value
   return result
 

@@ -23,6 +23,7 @@ from mmjax.config import ConfigError
 from mmjax.optim import groups
 from mmjax.parallel import processes
 from mmjax.report import writers
+from mmjax.training import frozen
 from mmjax.training.assemble import Run
 
 CONFIG, PROVENANCE, LOG, CHECKPOINTS = "config.json", "provenance.json", "log.txt", "checkpoints"
@@ -72,12 +73,15 @@ def read_config(workdir: str) -> dict:
 
 
 def recall(config: dict, workdir: str) -> dict:
-  """`config` with what the run in `workdir` found at the same `init_from`, which it needs no more."""
+  """`config` with what the run in `workdir` found at the same sources, which it needs no more."""
   path = epath.Path(workdir)
   before = _read(path / CONFIG) or {}
   found = (before.get("init") or {}).get("found")
   saved = (path / CHECKPOINTS).exists() and any(p.name.isdigit() for p in (path / CHECKPOINTS).iterdir())
-  if not (found and saved) or before.get("init_from") != config.get("init_from"):
+  if not saved:
+    return config
+  config = frozen.recall(config, before)
+  if not found or before.get("init_from") != config.get("init_from"):
     return config
   return {**config, "init": {**(config.get("init") or {}), "found": found}}
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 Node = dict[str, Any]
+ENCODERS = ("image", "model", "encoder")  # keys of an objective, in one of which its image encoder stands
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,15 +35,30 @@ class Pretrained:
   eos_id: int | None = None
   origin: str = ""
 
+  def key(self, tower: str = "image") -> str:
+    """The key of the objective under which one of its networks stands.
+
+    Args:
+      tower: that key; "image" is also the only encoder of a classifier ("model") or of a masked or
+        self-distilled objective ("encoder").
+
+    Raises:
+      ValueError: there is none.
+    """
+    keys = ENCODERS if tower == "image" else (tower,)
+    towers = [key for key, value in self.objective.items() if isinstance(value, dict) and "name" in value]
+    found = [key for key in keys if key in towers]
+    if not found:
+      raise ValueError(f"{self.origin} has no {tower!r}; it has {', '.join(towers)}")
+    return found[0]
+
   def encoder(self) -> "Pretrained":
     """The image encoder alone: without the classifier, or the text tower.
 
     Raises:
       ValueError: there is none.
     """
-    key = next((key for key in ("model", "image") if isinstance(self.objective.get(key), dict)), None)
-    if key is None:
-      raise ValueError(f"{self.origin}: objective.name = {self.objective.get('name')!r} has no image encoder")
+    key = self.key("image")
     prefix = "" if key == "model" else f"{key}/"
     node = {name: value for name, value in self.objective[key].items() if name != "classes"}
     params = {name.removeprefix(prefix): x for name, x in self.params.items()

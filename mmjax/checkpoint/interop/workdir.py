@@ -18,6 +18,7 @@ HERE = "{workdir}"  # in a converted workdir's config: where it lies, so that it
 TOKENIZER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
                    "vocab.json", "merges.txt", "spiece.model")
 AVERAGE = "teachers/ema/"  # of all parameters, which is what evaluators use where a run keeps it
+STATE = "state/"
 # What a picture goes through where nothing is drawn at random, and what stands for a random crop there.
 IMAGE = ("Decode", "ToFloat", "Resize", "ResizeShort", "CentreCrop", "Letterbox", "CropToPatches", "Patchify",
          "Normalise")
@@ -39,6 +40,13 @@ def read(path: epath.Path, step: int | None = None) -> Pretrained:
   return Pretrained(
       objective=config["objective"], params=params, image=image, text=text, labels=tuple(config.get("labels") or ()),
       eos_id=_eos(text), origin=str(path))
+
+
+def read_state(path: epath.Path) -> dict[str, Any]:
+  """{path: array} of the objective's own state in a run's newest checkpoint, such as a codebook."""
+  with contextlib.closing(Checkpointer(str(path / "checkpoints"), read_only=True)) as checkpointer:
+    tree, _ = checkpointer.restore_as_saved(only=(STATE,))
+  return {name.removeprefix(STATE): x for name, x in paths.flatten(tree).items()}
 
 
 def _restored(folder, step):

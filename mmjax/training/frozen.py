@@ -1,0 +1,201 @@
+"""Frozen networks inside an objective: teachers, tokenizers of images, guides of masks.
+
+A model node inside `objective` may say which checkpoint its network is:
+
+  {"name": "pretrained", "from": PATH, "tower": "image", ...}   the source says what the network is;
+                                                                further keys override it
+  {"name": "vit", ..., "from": PATH, "tower": "image"}          the node says so; the weights must fit
+  {"name": "vit", ..., "from": ""}                              the same, the path is yet to be given
+  {"name": "vit", ...}                                          random weights, as in dBOT's first
+                                                                stage (arXiv:2209.03917)
+
+PATH is a workdir, or a folder of another format, as for `init_from`. `tower` is a key of the
+source's objective; "image", the default, also finds the only encoder. `resolve` makes the second
+form of the first, so that a run's own config says what the network is.
+
+The network under `objective.a.b` of the config has its parameters in the objective's `state` under
+a/b. They are read once, when a run begins; later they come with the run's own checkpoints.
+"""
+
+import copy
+import dataclasses
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+import numpy as np
+
+from mmjax import config as config_lib
+from mmjax.checkpoint import digest, partial, paths
+from mmjax.checkpoint.checkpointer import CheckpointError
+from mmjax.checkpoint.interop import workdir
+from mmjax.checkpoint.interop.pretrained import Pretrained
+from mmjax.checkpoint.interop.read import read
+from mmjax.config import ConfigError
+from mmjax.training import pretrained
+
+Node = dict[str, Any]
+KEYS = ("from", "tower")  # of a node, beside those of its network
+# What stands between a ViT's tokens and its result; a node need not have it, though the source does.
+HEADS = ("pool", "rep", "projection", "classifier")
+
+log = logging.getLogger("mmjax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Where a frozen network comes from.
+
+  Attributes:
+    path: of a checkpoint; "" as long as it is not given.
+    tower: key of the checkpoint's objective.
+  """
+
+  path: str
+  tower: str = "image"
+
+
+def resolve(config: Node) -> Node:
+  """`config` with the source's network in place of every "pretrained" that has `from`.
+
+  Raises:
+    ConfigError: nothing is at the path, it cannot be read, or it has no such tower.
+  """
+  config = {**config, "objective": copy.deepcopy(config_lib.plain(config.get("objective") or {}))}
+  for place, parent, key in _places(config["objective"]):
+    node = parent[key]
+    if node.get("name") == pretrained.MODEL:
+      source = _source(node, place)
+      ours = {name: value for name, value in node.items() if name not in ("name", *KEYS)}
+      theirs = copy.deepcopy(config_lib.plain(_tower(_read(source, place), source, place)[0]))
+      parent[key] = pretrained.merged(theirs, {**ours, **dataclasses.asdict(source)})
+      parent[key]["from"] = parent[key].pop("path")
+  return config
+
+
+def split(objective: Node) -> tuple[Node, dict[str, Source]]:
+  """(the objective's node as its constructors know it, {"target.teacher": its Source})."""
+  objective = copy.deepcopy(config_lib.plain(objective))
+  sources = {}
+  for place, parent, key in _places(objective):
+    sources[place] = _source(parent[key], place)
+    parent[key] = {name: value for name, value in parent[key].items() if name not in KEYS}
+  return objective, sources
+
+
+def recall(config: Node, before: Node) -> Node:
+  """`config` with what a run's config `before` has spelled out of the same sources."""
+  config = {**config, "objective": copy.deepcopy(config_lib.plain(config.get("objective") or {}))}
+  known = {place: parent[key] for place, parent, key in _places(before.get("objective") or {})}
+  for place, parent, key in _places(config["objective"]):
+    node = parent[key]
+    same = _source(known.get(place, {"from": None}), place) == _source(node, place)
+    if node.get("name") == pretrained.MODEL and same:
+      ours = {name: value for name, value in node.items() if name != "name"}
+      parent[key] = pretrained.merged(known[place], ours)
+  return config
+
+
+def check(sources: dict[str, Source], state: Any) -> None:
+  """Raises ConfigError where an objective's `state` (or its shapes) has no place for a network."""
+  for place in sources:
+    if not _inside(state, place):
+      raise ConfigError(f"objective.{place}.from: this objective keeps no frozen network there; what "
+                        "is trained begins as another checkpoint with init_from")
+
+
+def initial(sources: dict[str, Source], state: Any) -> tuple[dict[str, np.ndarray], Node]:
+  """What the frozen networks begin as, and what provenance.json tells of them.
+
+  Args:
+    sources: of `split`.
+    state: the objective's state, or its shapes.
+
+  Returns:
+    ({path in the state: array}, {"target.teacher": {"path", "params": SHA-256 of the source's}}).
+
+  Raises:
+    ConfigError: a path is not given, cannot be read, or what is there does not fit.
+  """
+  tensors, told = {}, {}
+  for place, source in sources.items():
+    if not source.path:
+      raise ConfigError(f"objective.{place}.from: is empty; give the checkpoint of this network, a "
+                        f"workdir or a folder of another format (--config.objective.{place}.from=PATH)")
+    model = _read(source, place)
+    tensors |= _fitted(model, source, _inside(state, place), place)
+    told[place] = {"path": source.path, "params": digest.tree_digest({"params": model.params})["params"]}
+    log.info("objective.%s is frozen, as in %s", place, source.path)
+  return tensors, told
+
+
+def _fitted(model: Pretrained, source: Source, want: dict[str, Any], place: str
+            ) -> dict[str, np.ndarray]:
+  """The source's tensors under the names of the state."""
+  _, key = _tower(model, source, place)
+  prefix = f"{place.replace('.', '/')}/"
+  have = _under(model.params, key)
+  here = epath.Path(source.path)
+  if (here / "checkpoints").exists() and want.keys() - {prefix + name for name in have}:
+    have = {**have, **_under(workdir.read_state(here), key)}  # a codebook that is no parameter
+  named = {prefix + name: leaf for name, leaf in have.items()}
+  heads = tuple(f"{prefix}{head}/" for head in HEADS)
+  named = {name: leaf for name, leaf in named.items() if name in want or not name.startswith(heads)}
+  try:
+    return partial.fit(named, want)
+  except CheckpointError as error:
+    table = [" ".join(line.split()) for line in str(error).splitlines()[1:]]
+    more = f" (and {len(table) - 1} more)" if len(table) > 1 else ""
+    raise ConfigError(
+        f"objective.{place}.from: the network at {source.path} is not the one that objective.{place} "
+        f"describes (-: only there, +: only here, !: not alike): {table[0]}{more}") from error
+
+
+def _under(tensors: dict[str, Any], key: str) -> dict[str, Any]:
+  """Those of one part of an objective; of a model that is the whole objective, all."""
+  inside = {name.removeprefix(f"{key}/"): leaf for name, leaf in tensors.items()
+            if name.startswith(f"{key}/")}
+  return inside or (dict(tensors) if key == "model" else {})
+
+
+def _inside(state: Any, place: str) -> dict[str, Any]:
+  prefix = f"{place.replace('.', '/')}/"
+  return {name: leaf for name, leaf in paths.flatten(state).items() if name.startswith(prefix)}
+
+
+def _source(node: Node, place: str) -> Source:
+  path = config_lib.check(node["from"], str | None, f"objective.{place}.from")
+  tower = config_lib.check(node.get("tower", "image"), str, f"objective.{place}.tower")
+  return Source(path or "", tower)
+
+
+def _tower(model: Pretrained, source: Source, place: str) -> tuple[Node, str]:
+  """The source's network and its key."""
+  try:
+    key = model.key(source.tower)
+  except ValueError as error:
+    raise ConfigError(f"objective.{place}.tower: {error}") from error
+  return model.objective[key], key
+
+
+def _read(source: Source, place: str) -> Pretrained:
+  """The checkpoint of a network, its errors named for whoever gave `from`."""
+  if not source.path:
+    raise ConfigError(f"objective.{place}.from: is empty, so nothing says what network this is; give "
+                      "a checkpoint")
+  try:
+    return dataclasses.replace(read(source.path), origin=source.path)
+  except (FileNotFoundError, ValueError, CheckpointError) as error:
+    raise ConfigError(f"objective.{place}.from: {error}") from error
+
+
+def _places(node: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+  """(dotted path, what holds it, its key there) of every node below `node` that has `from`."""
+  items = enumerate(node) if isinstance(node, list) else node.items() if isinstance(node, dict) else ()
+  for key, value in list(items):
+    place = f"{path}.{key}" if path else str(key)
+    if isinstance(value, dict) and "from" in value:
+      yield place, node, key
+    else:
+      yield from _places(value, place)

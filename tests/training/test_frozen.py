@@ -1,0 +1,146 @@
+"""Frozen networks: where they come from, that nothing moves them, how they lie, what goes wrong."""
+
+import dataclasses
+import json
+import shutil
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+
+from mmjax import train
+from mmjax.checkpoint import paths
+from mmjax.checkpoint.interop import workdir as workdirs
+from mmjax.checkpoint.interop.pretrained import Pretrained
+from mmjax.checkpoint.interop.read import read
+from mmjax.config import ConfigError
+from mmjax.objectives.contract import Objective, weigh
+from mmjax.training import frozen
+from mmjax.training.assemble import assemble
+from tests.training import tiny
+
+STUDENT = {"name": "vit", "patch": 8, "grid": [2, 2], "width": 16, "depth": 1, "heads": 2, "pool": "mean"}
+TEACHER = {**STUDENT, "width": 32, "mlp_dim": 48}
+ME = "tests.training.test_frozen.Distill"
+
+
+@dataclasses.dataclass(frozen=True)
+class Distill(Objective):
+  """A student that learns to give the first features of a frozen teacher."""
+
+  encoder: nn.Module
+  teacher: nn.Module
+
+  def init(self, rng, batch):
+    make = lambda module: module.init(rng, batch["image"])["params"]
+    return {"encoder": make(self.encoder)}, {"teacher": make(self.teacher)}
+
+  def forward(self, ctx, params, batch):
+    ours, _ = self.encoder.apply({"params": params["encoder"]}, batch["image"])
+    theirs, _ = self.teacher.apply({"params": ctx.state["teacher"]}, batch["image"])
+    return {"image/pooled": ours, "teacher": theirs[:, :ours.shape[-1]]}, {}
+
+  def terms(self, ctx, params, features, batch):
+    error = jnp.square(features["image/pooled"] - features["teacher"]).mean(-1)
+    return {"distance": weigh(error, batch["valid"])}, {}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+  """A workdir with a dual encoder whose image tower is TEACHER with a projection, and its tensors."""
+  folder = tmp_path_factory.mktemp("source") / "workdir"
+  pairs = tiny.write_pairs(tmp_path_factory.mktemp("data") / "pairs.npz")
+  objective = {**tiny.config(pairs)["objective"], "image": {**TEACHER, "out_dim": 16}}
+  module = assemble({**tiny.config(pairs), "objective": {
+      **objective, "text": {**objective["text"], "out_dim": 16}}})
+  params = {name: np.random.default_rng(0).normal(size=x.shape, scale=0.1).astype(np.float32)
+            for name, x in paths.flatten(module.abstract.params).items()}
+  workdirs.write(Pretrained(objective, params), epath.Path(folder))
+  return str(folder), params, pairs
+
+
+def config(source, teacher=None, **changes):
+  """Distillation from `source`; `teacher` are further keys of its node."""
+  path, _, pairs = source
+  node = {"name": "pretrained", "from": path, **(teacher or {})}
+  return {**tiny.config(pairs), "total_steps": 4, "checkpoint": {"every_steps": 2},
+          "objective": {"name": ME, "encoder": dict(STUDENT), "teacher": node},
+          "optim": {"lr": 1e-2, "weight_decay": 0.1}, **changes}
+
+
+def saved(folder):
+  """The teacher in the newest checkpoint of a run, {name: array}."""
+  state = workdirs.read_state(epath.Path(folder))
+  return {name.removeprefix("teacher/"): x for name, x in state.items() if name.startswith("teacher/")}
+
+
+def test_the_config_says_what_the_source_is_and_takes_other_keys_over_it(source):
+  resolved = frozen.resolve(config(source, {"drop_path": 0.1}))
+  node = resolved["objective"]["teacher"]
+  assert node == {**TEACHER, "out_dim": 16, "drop_path": 0.1, "from": source[0], "tower": "image"}
+  assert frozen.resolve(resolved) == resolved
+
+
+def test_a_run_begins_with_the_sources_weights_and_never_moves_them(source, tmp_path):
+  """The run goes on when the source is gone, and its encoder comes out plain."""
+  gone = tmp_path / "source"
+  shutil.copytree(source[0], gone)
+  settings = config((str(gone), *source[1:]))
+  train.train({**settings, "total_steps": 2}, str(tmp_path / "run"))
+  shutil.rmtree(gone)
+  train.train(settings, str(tmp_path / "run"))
+  assert json.loads((tmp_path / "run/provenance.json").read_text())[0]["frozen"]["teacher"]["path"] == str(gone)
+  want = {name.removeprefix("image/"): x for name, x in source[1].items() if name.startswith("image/")}
+  found = saved(tmp_path / "run")
+  assert found.keys() == want.keys()
+  for name, x in want.items():
+    np.testing.assert_array_equal(found[name], x, err_msg=name)
+  encoder = read(str(tmp_path / "run")).encoder()
+  assert encoder.objective["model"] == STUDENT
+  assert not any("teacher" in name for name in encoder.params)
+
+
+def test_a_frozen_network_of_any_shape_is_spread_as_parameters_are(source):
+  """On 2 x 2 devices no kernel of the teacher is whole on any device, though the student has no such shape."""
+  run = assemble(config(source, mesh={"fsdp": 2, "tensor": 2, "data": 1}, batch_size=16),
+                 devices=jax.devices()[:4])
+  up = run.shardings.state["teacher"]["trunk"]["layers"]["mlp"]["up"]["kernel"]
+  assert up.spec == run.shardings.params["encoder"]["trunk"]["layers"]["mlp"]["up"]["kernel"].spec
+  assert up.shard_shape((1, 32, 48)) == (1, 16, 24)
+
+
+def test_a_network_may_be_described_by_the_config_and_its_path_given_later(source):
+  """Then shapes need no checkpoint (`mmjax plan`), and heads that the node has not are left out."""
+  run = assemble(config(source, {**TEACHER, "from": ""}))
+  with pytest.raises(ConfigError, match=r"^objective\.teacher\.from: is empty; give"):
+    frozen.initial(run.frozen, run.abstract.state)
+  run = assemble(config(source, dict(TEACHER)))
+  tensors, _ = frozen.initial(run.frozen, run.abstract.state)
+  assert "teacher/patch_embed/kernel" in tensors
+  assert not any(name.startswith("teacher/projection") for name in tensors)
+
+
+@pytest.mark.parametrize("teacher, message", [
+    ({"from": "no/where"}, r"objective\.teacher\.from: no/where: there is nothing here"),
+    ({"from": ""}, r"objective\.teacher\.from: is empty"),
+    ({"tower": "audio"}, r"objective\.teacher\.tower: .* has no 'audio'; it has image, text"),
+    ({**TEACHER, "patch": 4, "grid": [4, 4]}, r"objective\.teacher\.from: .* ! teacher/patch_embed/kernel "
+     r"have \[8, 8, 3, 32\], want \[4, 4, 3, 32\]"),
+    ({**TEACHER, "width": 16}, r"objective\.teacher\.from: .* is not the one that objective\.teacher describes"),
+    ({**TEACHER, "depth": 2}, r"objective\.teacher\.from: .* \(and \d+ more\)"),
+])
+def test_a_wrong_source_is_one_line_that_names_the_key(source, teacher, message):
+  with pytest.raises(ConfigError, match=message) as caught:
+    run = assemble(config(source, teacher))
+    frozen.initial(run.frozen, run.abstract.state)
+  assert "\n" not in str(caught.value)
+
+
+def test_a_source_for_what_is_trained_is_refused(source):
+  settings = config(source)
+  settings["objective"]["encoder"]["from"] = source[0]
+  with pytest.raises(ConfigError, match=r"objective\.encoder\.from: .* init_from"):
+    assemble(settings)
