@@ -1,7 +1,8 @@
-"""The built-in dataset `scenes`: procedural 3-D scenes of one to five objects.
+"""The built-in dataset `scenes`: procedural 3-D scenes of one to five objects, pictures or clips.
 
   attributes  names of all classes, in label order
   sample      the distribution of scenes; no pixels, no words
+  motion      the scenes of a clip, of which each differs a little from the one before
   render      a scene to RGB, depth, normals and segmentation (shapes: the ray intersections)
   captions, questions   a scene to text
   records     one record, encoded and serialised
@@ -13,6 +14,6 @@ Reading goes through mmjax/data/sources/scenes.py.
 """
 
 from mmjax.data.scenes.attributes import (  # noqa: F401
-  CAPTION_KINDS, COLOURS, COMPLETE_CAPTIONS, FLOORS, HELD_OUT, MATERIALS, QUESTION_TYPES,
-  SEMANTIC, SHAPES, SIZES, SPLITS, WALLS,
+  CAPTION_KINDS, COLOURS, COMPLETE_CAPTIONS, DIRECTIONS, FLOORS, HELD_OUT, MATERIALS, MOVES,
+  QUESTION_TYPES, SEMANTIC, SHAPES, SIZES, SPLITS, WALLS,
 )

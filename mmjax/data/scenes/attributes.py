@@ -14,6 +14,10 @@ WALLS = ("plain", "shaded", "panelled", "brick")
 # Classes of the semantic map; the instance map has 0 for the room and 1 + i for object i.
 SEMANTIC = ("wall", "floor") + SHAPES
 
+# Of clips (motion.py): what moves, and where to as the camera sees it.
+MOVES = ("object", "camera")
+DIRECTIONS = ("left", "right", "nearer", "farther")
+
 # Colour-shape pairs of the compositional split, one of each colour. They occur nowhere else, and
 # every colour and every shape still occurs in train in other pairs.
 HELD_OUT = (

@@ -29,8 +29,10 @@ VERSION = "1.0.0"
 INDEX = "index.json"
 
 
-def features(size):
+def features(size, frames=1):
   """The `tfds.features.FeaturesDict` of a record; records.py says what the pictures hold."""
+  if frames > 1:
+    return clip_features(size, frames)
   f = tfds.features
   label = lambda names: f.ClassLabel(names=names)
   picture = lambda channels, **kwargs: f.Image(shape=(size, size, channels), **kwargs)
@@ -70,6 +72,29 @@ def features(size):
   })
 
 
+def clip_features(size, frames):
+  """The same of a clip."""
+  f = tfds.features
+  label = lambda names: f.ClassLabel(names=names)
+  return f.FeaturesDict({
+    "id": f.Text(),
+    "video": f.Sequence(f.Image(shape=(size, size, 3), encoding_format="jpeg"), length=frames),
+    "num_objects": f.Scalar(np.int64),
+    "held_out": f.Scalar(np.int64),
+    "objects": f.Sequence({
+      "shape": label(attributes.SHAPES),
+      "colour": label(attributes.COLOURS),
+      "size": label(attributes.SIZES),
+      "material": label(attributes.MATERIALS),
+    }),
+    "floor": label(attributes.FLOORS),
+    "wall": label(attributes.WALLS),
+    "moves": label(attributes.MOVES),
+    "direction": label(attributes.DIRECTIONS),
+    "moving": f.Scalar(np.int64),
+  })
+
+
 @dataclasses.dataclass
 class ScenesConfig(tfds.core.BuilderConfig):
   """tfds's view of a `Config`; its name says everything, e.g. "64px-20000-seed0"."""
@@ -104,7 +129,7 @@ class Scenes(tfds.core.dataset_builder.FileReaderBuilder):
     return tfds.core.DatasetInfo(
       builder=self,
       description=self.__doc__,
-      features=features(self.builder_config.scenes.size),
+      features=features(self.builder_config.scenes.size, self.builder_config.scenes.frames),
       disable_shuffling=True,  # the records' order is part of the dataset
     )
 

@@ -10,6 +10,9 @@ A record is a flat dict; a name with a slash is a field of every object. Picture
   instance  8-bit PNG, 0 for the room and 1 + i for object i
 
 `image` needs `size` pixels a side and so do all maps.
+
+A record of a clip has `video`, its frames as such JPEGs, in place of the pictures, and neither
+captions nor questions: where things stand is what changes.
 """
 
 import itertools
@@ -18,7 +21,7 @@ import cv2
 import numpy as np
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
-from mmjax.data.scenes import attributes, captions, chance, questions, render, sample
+from mmjax.data.scenes import attributes, captions, chance, motion, questions, render, sample
 
 DEPTH_SCALE = 1000.0   # depth map values per metre: millimetres
 JPEG_QUALITY = 95
@@ -27,6 +30,13 @@ MIN_VISIBLE = 0.3      # a layout that hides more of an object than the rest is 
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY,
          cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
 _PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1]  # fastest; higher levels gain little on 64 pixels
+
+
+def fields(config, split, index):
+  """Record `index` of a split of the dataset that `config` (layout.Config) describes."""
+  if config.frames == 1:
+    return record(config.seed, split, index, config.size)
+  return clip(config.seed, split, index, config.size, config.frames)
 
 
 def record(seed, split, index, size):
@@ -64,12 +74,49 @@ def record(seed, split, index, size):
   }
 
 
+def clip(seed, split, index, size, frames):
+  """Clip `index` of a split, a function of its arguments only; a dict as of `record`."""
+  for attempt in itertools.count():
+    sampled = motion.sample_clip(seed, split, index, frames, attempt)
+    pictures = sampled and _all_visible(sampled[0], size)
+    if pictures:
+      break
+  scenes, move = sampled
+  scene = scenes[0]
+  return {
+    "id": f"{split}-{index:08d}",
+    "video": [_jpeg(picture.rgb) for picture in pictures],
+    "num_objects": len(scene.things),
+    "held_out": scene.held_out,
+    **labels(scene),
+    "floor": scene.room.floor,
+    "wall": scene.room.wall,
+    "moves": move.moves,
+    "direction": move.direction,
+    "moving": move.thing,
+  }
+
+
+def _all_visible(scenes, size):
+  """The pictures of a clip, or None if one of them hides an object."""
+  pictures = []
+  for scene in scenes:
+    pictures.append(render.render(scene, size))
+    if pictures[-1].visible.min() <= MIN_VISIBLE:
+      return None
+  return pictures
+
+
+def _jpeg(rgb):
+  return cv2.imencode(".jpg", rgb[..., ::-1], _JPEG)[1].tobytes()
+
+
 def encode(picture):
   """The five pictures as encoded bytes."""
   depth = np.clip(picture.depth * DEPTH_SCALE + 0.5, 0, 65535).astype(np.uint16)
   normals = np.clip((picture.normals + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
   return {
-    "image": cv2.imencode(".jpg", picture.rgb[..., ::-1], _JPEG)[1].tobytes(),
+    "image": _jpeg(picture.rgb),
     "depth": cv2.imencode(".png", depth, _PNG)[1].tobytes(),
     "normals": cv2.imencode(".png", normals[..., ::-1], _PNG)[1].tobytes(),
     "semantic": cv2.imencode(".png", picture.semantic, _PNG)[1].tobytes(),
@@ -82,15 +129,18 @@ def objects(scene, picture):
   things = scene.things
   return {
     "objects/box": [_box(picture.instance == i + 1) for i in range(len(things))],
-    "objects/shape": [thing.shape for thing in things],
-    "objects/colour": [thing.colour for thing in things],
-    "objects/size": [thing.size for thing in things],
-    "objects/material": [thing.material for thing in things],
+    **labels(scene),
     "objects/position": [list(thing.position) for thing in things],
     "objects/radius": [thing.radius for thing in things],
     "objects/yaw": [thing.yaw for thing in things],
     "objects/visible": picture.visible.tolist(),
   }
+
+
+def labels(scene):
+  """Labels of every object, as lists in the scene's order."""
+  return {f"objects/{name}": [getattr(thing, name) for thing in scene.things]
+          for name in ("shape", "colour", "size", "material")}
 
 
 def _box(mask):

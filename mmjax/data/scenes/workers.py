@@ -101,7 +101,7 @@ def _work(config, directory, rank, processes):
     # One record a group, so that a record is read without its neighbours; this is what Grain asks.
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
     for index in range(first, end):
-      fields = records.record(config.seed, split, index, config.size)
+      fields = records.fields(config, split, index)
       data = records.serialise(fields)
       writer.write(data)
       digest.update(data)

@@ -22,6 +22,15 @@ A record is a dict with the keys that were asked for, of these:
   question, answer, question_type
                   list of str, list of str, int64 [Q] labels
 
+With `frames` of 2 or more, records are clips (mmjax/data/scenes/motion.py). They have no pictures,
+boxes, places, captions and questions, but
+
+  video           list of JPEG bytes, one a frame
+  moves           int label: an object or the camera moves
+  direction       int label: where to, as the camera sees it
+  motion          int label: moves * len(DIRECTIONS) + direction
+  moving          int, the object that moves, or -1 for the camera
+
 Names of labels, in order: mmjax/data/scenes/attributes.py.
 """
 
@@ -42,6 +51,10 @@ from mmjax.data.scenes import attributes, builder, layout, records
 MOST = 5  # objects of a scene
 LABELS = ("colour", "shape", "colour_shape")  # of single-object scenes
 KEYS = ("id", "image", "caption", "num_objects") + LABELS
+CLIP_KEYS = ("id", "video", "num_objects", "moves", "direction", "motion") + LABELS  # by default
+STORED_CLIP_KEYS = (
+  "id", "video", "num_objects", "held_out", "objects/shape", "objects/colour", "objects/size",
+  "objects/material", "floor", "wall", "moves", "direction", "moving")
 STORED_KEYS = (
   "id", "image", "depth", "normals", "semantic", "instance", "num_objects", "held_out",
   "objects/shape", "objects/colour", "objects/size", "objects/material", "objects/box",
@@ -51,12 +64,13 @@ STORED_KEYS = (
 )
 _VECTORS = {"objects/box": 4, "objects/position": 3}   # fields of an object with several numbers
 _LISTS = ("caption", "question", "answer")             # lists of texts
-_SCALARS = ("num_objects", "held_out", "floor", "wall")
+_SCALARS = ("num_objects", "held_out", "floor", "wall", "moves", "direction", "moving")
 
 
 def build(split: str = "train", size: int = 64, count: int = 20000, seed: int = 0,
           data_dir: str | None = None, objects: int | tuple | None = None,
-          keys: tuple = KEYS, captions: tuple = attributes.COMPLETE_CAPTIONS):
+          keys: tuple | None = None, captions: tuple = attributes.COMPLETE_CAPTIONS,
+          frames: int = 1):
   """The source of a split; builds the dataset first if it is not there.
 
   Args:
@@ -66,19 +80,21 @@ def build(split: str = "train", size: int = 64, count: int = 20000, seed: int = 
     seed: of the whole dataset.
     data_dir: where datasets lie; None is $MMJAX_DATA_DIR, else ~/.cache/mmjax.
     objects: only scenes with that many objects, or with (least, most) of them; None is all.
-    keys: what a record holds.
+    keys: what a record holds; None is KEYS, or CLIP_KEYS of clips.
     captions: which kinds of captions (attributes.CAPTION_KINDS), in this order. By default those
       that name the colour and the shape of every object.
+    frames: 1 for pictures, 2 or more for clips of so many frames: a dataset of its own.
 
   Raises:
     ValueError: an argument is none of the valid ones (named with the nearest valid one), or the
       dataset on disk is damaged.
   """
-  _check_all(split, keys, captions)
+  config = layout.Config(size, count, seed, frames)
+  keys = _check_all(split, keys, captions, frames)
   least, most = _range(objects)
   data_dir = data_dir or os.environ.get("MMJAX_DATA_DIR") or "~/.cache/mmjax"
-  directory = builder.prepare(builder.Config(size, count, seed), data_dir)
-  source = Scenes(directory, split, least, most, tuple(keys), tuple(captions))
+  directory = builder.prepare(config, data_dir)
+  source = Scenes(directory, split, least, most, keys, tuple(captions))
   if not len(source):
     raise ValueError(f"scenes: no record of {split} has {least} to {most} objects (of 1 to {MOST})")
   return source
@@ -86,15 +102,15 @@ def build(split: str = "train", size: int = 64, count: int = 20000, seed: int = 
 
 def example(split: str = "train", size: int = 64, count: int = 20000, seed: int = 0,
             data_dir: str | None = None, objects: int | tuple | None = None,
-            keys: tuple = KEYS, captions: tuple = attributes.COMPLETE_CAPTIONS):
+            keys: tuple | None = None, captions: tuple = attributes.COMPLETE_CAPTIONS,
+            frames: int = 1):
   """A source of the same form, whose one picture is drawn here; no dataset is built or read.
 
   Args: as of `build`. An epoch has as many records as the whole split.
   """
-  _check_all(split, keys, captions)
-  least, most = _range(objects)
-  config = layout.Config(size, count, seed)
-  return Example(config, split, least, most, tuple(keys), tuple(captions))
+  config = layout.Config(size, count, seed, frames)
+  keys = _check_all(split, keys, captions, frames)
+  return Example(config, split, *_range(objects), keys, tuple(captions))
 
 
 def _range(objects):
@@ -104,12 +120,19 @@ def _range(objects):
   return least, most
 
 
-def _check_all(split, keys, captions):
+def _check_all(split, keys, captions, frames):
+  """The keys, once everything is found to be right."""
   _check("split", split, attributes.SPLITS)
+  clips = frames > 1
+  known = (STORED_CLIP_KEYS + ("motion",) if clips else STORED_KEYS) + LABELS
+  keys = tuple((CLIP_KEYS if clips else KEYS) if keys is None else keys)
   for key in keys:
-    _check("key", key, STORED_KEYS + LABELS)
+    if not clips and key in STORED_CLIP_KEYS + ("motion",) and key not in known:
+      raise ValueError(f"scenes: a picture has no {key!r}; clips have, see frames")
+    _check("key of a clip" if clips else "key", key, known)
   for kind in captions:
     _check("kind of caption", kind, attributes.CAPTION_KINDS)
+  return keys
 
 
 def _check(what, name, valid):
@@ -200,8 +223,7 @@ class Example:
 
   @functools.cached_property
   def _record(self):
-    drawn = (records.record(self.config.seed, self.split, i, self.config.size)
-             for i in itertools.count())
+    drawn = (records.fields(self.config, self.split, i) for i in itertools.count())
     fields = next(x for x in drawn if self.least <= x["num_objects"] <= self.most)
     feature = tf_example_pb2.Example.FromString(records.serialise(fields)).features.feature
     return {key: _value(feature, key, self.captions) for key in self.keys}
@@ -215,13 +237,19 @@ class Example:
 
 def _class_names(key):
   colours, shapes = attributes.COLOURS, attributes.SHAPES
+  moves, directions = attributes.MOVES, attributes.DIRECTIONS
   pairs = tuple(f"{colour} {shape}" for colour in colours for shape in shapes)
-  return {"colour": colours, "shape": shapes, "colour_shape": pairs}.get(key)
+  motions = tuple(f"{what} {where}" for what in moves for where in directions)
+  return {"colour": colours, "shape": shapes, "colour_shape": pairs, "moves": moves,
+          "direction": directions, "motion": motions}.get(key)
 
 
 def _value(feature, key, captions):
   if key in LABELS:
     return _label(feature, key)
+  if key == "motion":
+    moves, direction = (int(feature[k].int64_list.value[0]) for k in ("moves", "direction"))
+    return moves * len(attributes.DIRECTIONS) + direction
   if key == "caption":
     texts = feature[key].bytes_list.value
     kinds = attributes.CAPTION_KINDS
@@ -245,6 +273,8 @@ def _decode(feature, key):
     values = feature.bytes_list.value
     if key in _LISTS:
       return [value.decode() for value in values]
+    if key == "video":
+      return list(values)
     return values[0].decode() if key == "id" else values[0]
   if kind == "int64_list":
     values = np.array(feature.int64_list.value, np.int64)
