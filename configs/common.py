@@ -86,18 +86,17 @@ def scenes_evals(*, count, size, length, every_percent=None, unseen=False):
   return {name: {**node, "every_percent": every_percent} for name, node in evals.items()}
 
 
-def probes(*, count, size, records=1000, every_percent=None, feature="image/pooled"):
+def probes(*, count, size, records=1000, every_percent=None, feature="image/pooled", preset="half"):
   """Linear probe, nearest neighbours and few-shot of colour and of shape on frozen features:
   `c.evals.update(common.probes(count=20_000, size=64))`.
 
   Args:
     records: how many training records and test records at most; every one is encoded anew for each.
     feature: what the image is represented by; after a contrastive run also "image/embed".
+    preset: of the transform `Normalise`, that with which the run trains.
   """
   def pictures(split):
-    stream = scenes(split, count=count, size=size, objects=1)
-    image = [t for t in stream["transforms"] if t["name"] not in ("SampleCaption", "Tokenise", "Keep")]
-    return {**stream, "transforms": [*image, {"name": "Keep", "keys": ["image", "colour", "shape"]}]}
+    return images(split, count=count, size=size, preset=preset, keys=("image", "colour", "shape"), objects=1)
 
   return {
       f"{label}_{name}": {"name": name, "label": label, "feature": feature,
@@ -167,3 +166,21 @@ def on_scenes(c, arg):
   c.optim.groups = [{"match": "logit_.*", "lr": 10.0, "decay": 0.0}, {"match": "(.*/)?kernel"},
                     {"match": ".*", "decay": 0.0}]
   return c
+
+
+def images(split, *, count, size, crop=None, preset="half", keys=("image",), **source):
+  """A stream of the built-in dataset's pictures without captions.
+
+  Args:
+    crop: (low, high) area of a random crop, for training.
+    preset: of the transform `Normalise`.
+    keys: what a record keeps, such as "shape", the label of a single object.
+    source: further arguments of `mmjax/data/sources/scenes.py`, such as objects=1.
+  """
+  view = {"name": "RandomResizedCrop", "size": size, "scale": crop} if crop else {"name": "Resize", "size": size}
+  return {
+      "source": {"name": "scenes", "split": split, "count": count, **source},
+      "transforms": [{"name": "Decode"}, view, {"name": "Normalise", "preset": preset},
+                     {"name": "Keep", "keys": list(keys)}],
+      "shuffle": split == "train",
+  }
