@@ -3,7 +3,7 @@
     ema <- d(t) * ema + (1 - d(t)) * params        after the t-th update, in float32
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -53,3 +53,29 @@ def schedule(decay: float, final: float | None = None, total_steps: int | None =
     return value
 
   return at
+
+
+def from_config(node: Mapping[str, Any],
+                path: str = "momentum") -> Callable[[jax.Array | int], jax.Array]:
+  """The decay that a teacher's config describes: {"start": 0.996, "final": 1.0, "ramp_steps": n}.
+
+  Args:
+    node: `start` alone is a constant decay; `final` and `ramp_steps` come together (`schedule`).
+    path: of the node in the config, for errors.
+
+  Raises:
+    ValueError: a key is unknown or missing, or a number out of range.
+  """
+  unknown = sorted(set(node) - {"start", "final", "ramp_steps"})
+  if unknown:
+    raise ValueError(f"{path}.{unknown[0]}: unknown key (valid: start, final, ramp_steps)")
+  if "start" not in node:
+    raise ValueError(f"{path}.start: is missing; it is the decay of the first step")
+  if ("final" in node) != ("ramp_steps" in node):
+    raise ValueError(f"{path}: final and ramp_steps come together, as where the ramp ends and when")
+  for name in ("start", "final"):
+    if not 0 <= node.get(name, 1) <= 1:
+      raise ValueError(f"{path}.{name}: must be from 0 to 1, not {node[name]}")
+  if node.get("ramp_steps", 1) < 1:
+    raise ValueError(f"{path}.ramp_steps: must be at least 1, not {node['ramp_steps']}")
+  return schedule(node["start"], node.get("final"), node.get("ramp_steps"))

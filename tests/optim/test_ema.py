@@ -59,3 +59,20 @@ def test_schedule_works_on_traced_steps():
 def test_bad_decays_are_refused(bad, message):
   with pytest.raises(ValueError, match=message):
     ema.schedule(**bad)
+
+
+def test_a_config_describes_a_constant_and_a_cosine_decay():
+  assert float(ema.from_config({"start": 0.99})(7)) == pytest.approx(0.99)
+  ramp = ema.from_config({"start": 0.9, "final": 1.0, "ramp_steps": 100})
+  np.testing.assert_allclose([ramp(t) for t in (0, 50, 100, 200)], [0.9, 0.95, 1, 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad, message", [
+    ({"final": 1.0, "ramp_steps": 5}, "momentum.start: is missing"),
+    ({"start": 0.9, "final": 1.0}, "momentum: final and ramp_steps come together"),
+    ({"start": 0.9, "ramp": 5}, "momentum.ramp: unknown key"),
+    ({"start": 1.9}, "momentum.start: must be from 0 to 1, not 1.9"),
+    ({"start": 0.9, "final": 1.0, "ramp_steps": 0}, "momentum.ramp_steps: must be at least 1")])
+def test_what_is_wrong_in_a_config_is_named(bad, message):
+  with pytest.raises(ValueError, match=message):
+    ema.from_config(bad)
