@@ -42,15 +42,18 @@ class Masking(Protocol):
   def __call__(self, keys: jax.Array, grid: tuple, guide: jax.Array | None = None) -> Mask: ...
 
 
-def dropped(size: int, ratio: float) -> int:
+def dropped(size: int, ratio: float, key: str = "ratio") -> int:
   """How many of `size` tokens are masked: size - floor(size * (1 - ratio)), as in MAE.
+
+  Args:
+    key: what the config calls the ratio, for errors.
 
   Raises:
     ValueError: none would be seen, or none masked.
   """
   count = size - math.floor(round(size * (1 - ratio), 9))  # 0.1 + 0.2 is a little more than 0.3
   if not 0 < count < size:
-    raise ValueError(f"ratio={ratio}: masks {count} of {size} tokens; at least one must be masked and "
+    raise ValueError(f"{key}={ratio}: masks {count} of {size} tokens; at least one must be masked and "
                      "one seen")
   return count
 
@@ -61,6 +64,28 @@ def highest(scores: jax.Array, count: int) -> Mask:
   order = jnp.argsort(scores, axis=1, stable=True).astype(jnp.int32)
   keep, drop = jnp.split(order, [size - count], axis=1)
   return Mask(jnp.sort(keep, axis=1), jnp.sort(drop, axis=1))
+
+
+def choose(scores: jax.Array, count: int, drop: str) -> Mask:
+  """Masks the `count` tokens of the highest (`drop` "high") or lowest ("low") scores of each row."""
+  return highest(scores if drop == "high" else -scores, count)
+
+
+def inside(corner: jax.Array, size: jax.Array, grid: tuple) -> jax.Array:
+  """bool [N]: which tokens lie in the block of `size` [2] with its upper left token at `corner` [2]."""
+  row, column = jnp.divmod(jnp.arange(math.prod(grid)), grid[1])
+  row, column = row - corner[0], column - corner[1]
+  return (row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])
+
+
+def check_guide(name: str, what: str, guide: jax.Array | None, size: int) -> None:
+  """Raises ValueError unless `guide` is [B, size]; `what` the mask `name` needs it to be."""
+  if guide is None:
+    raise ValueError(f"mask.name={name!r}: goes by {what}, which nothing in this objective gives; take "
+                     "a target that does, or a mask that is not guided")
+  if guide.ndim != 2 or guide.shape[1] != size:
+    raise ValueError(f"mask.name={name!r}: {what} of shape {list(guide.shape)} for {size} tokens; it "
+                     "must be one number a token")
 
 
 def restore(mask: Mask, seen: jax.Array, filling: jax.Array) -> jax.Array:

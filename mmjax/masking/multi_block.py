@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax.masking import inside
+
 SIZES = 1000  # steps in which the uniform number behind a block's size is drawn
 
 
@@ -48,13 +50,6 @@ def block_size(uniform: float, scale: tuple, aspect: tuple, grid: tuple) -> tupl
   ratio = low + uniform * (high - low)
   return (min(round(math.sqrt(tokens * ratio)), grid[0] - 1),
           min(round(math.sqrt(tokens / ratio)), grid[1] - 1))
-
-
-def inside(corner: jax.Array, size: jax.Array, grid: tuple) -> jax.Array:
-  """bool [N]: which tokens lie in the block of `size` [2] with its upper left token at `corner` [2]."""
-  row, column = jnp.divmod(jnp.arange(math.prod(grid)), grid[1])
-  row, column = row - corner[0], column - corner[1]
-  return (row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])
 
 
 @dataclasses.dataclass(frozen=True)
