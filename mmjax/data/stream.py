@@ -41,6 +41,7 @@ class Stream:
     max_bad_fraction: share of bad records, of those read so far (counted from the 100th row),
       beyond which the loader raises DataError.
     max_bad: the same as a count; None is no limit of this kind.
+    where: the stream's place in the config, such as "data", by which errors name a transform.
   """
 
   source: typing.Any
@@ -49,6 +50,7 @@ class Stream:
   seed: int = 0
   max_bad_fraction: float = 0.01
   max_bad: int | None = None
+  where: str = ""
 
   def __post_init__(self):
     if len(self.source) == 0:
@@ -102,13 +104,16 @@ class Stream:
     try:
       record = dict(self.source[index])
       for i, transform in enumerate(self.transforms):
-        stage = f"transform {i} ({type(transform).__name__})"
+        stage = f"{self._transform(i)} ({type(transform).__name__})"
         record = transform(record, _generator(self.seed, i, row))
       stage = "result"
       return {key: _as_array(key, value) for key, value in record.items()}
     except Exception as error:
       raise DataError(
           f"{self.name} record {index}, {stage}: {type(error).__name__}: {error}") from error
+
+  def _transform(self, i):
+    return f"{self.where}.transforms.{i}" if self.where else f"transform {i}"
 
   def _check(self, record, row):
     found = {key: RecordSpec(value.shape, value.dtype) for key, value in record.items()}

@@ -7,7 +7,10 @@ from PIL import Image
 import pytest
 
 from mmjax.data import geometry
+from mmjax.data import stream
 from mmjax.data import transforms as T
+from mmjax.data.sources import synthetic
+from mmjax.training import streams
 
 
 def rng(seed=0):
@@ -231,6 +234,41 @@ def test_frames_are_sampled_at_a_stride_from_any_start():
     run(T.SampleFrames(5, 3), video=video)
   with pytest.raises(TypeError, match="list of frames, found bytes"):
     run(T.SampleFrames(5), video=b"mp4")
+
+
+def test_synthetic_records_have_every_modality():
+  source = synthetic.build(size=24, keys=synthetic.ALL_KEYS, frames=3)
+  steps = (T.Decode(), T.Decode("video"), T.DecodeDepth(), T.DecodeNormals(), T.DecodeLabels(),
+           T.DecodeLabels("instance"), T.Resize(8),
+           T.Keep((*geometry.MAPS, "image", "video", "label")))
+  spec = {key: one.shape for key, one in stream.Stream(source, steps).spec.items()}
+  assert spec == {
+      "depth": (8, 8, 1), "normals": (8, 8, 3), "semantic": (8, 8), "instance": (8, 8),
+      "image": (8, 8, 3), "video": (3, 24, 24, 3), "label": ()}
+  record = stream.Stream(source, steps).record(0)
+  assert (record["depth"] == 2).all() and (record["normals"][..., 2] > 0.99).all()
+  with pytest.raises(ValueError, match="no 'dept'; the nearest is 'depth'"):
+    synthetic.build(keys=("dept",))
+
+
+@pytest.mark.parametrize("step, told", [
+    ({"name": "DecodeDepth"}, r"data.transforms.1 \(DecodeDepth\): .* no 'depth'; it has image"),
+    ({"name": "Keep", "keys": ["semantic"]}, r"data.transforms.1 \(Keep\): .* no 'semantic'"),
+])
+def test_a_modality_that_records_lack_is_one_line_with_config_key_and_record(step, told):
+  node = {"source": {"name": "synthetic", "keys": ["image"]},
+          "transforms": [{"name": "Decode"}, step]}
+  made, _ = streams.make_stream(node, "data")
+  with pytest.raises(stream.DataError, match=r"synthetic record \d+, " + told) as error:
+    made.spec
+  assert "\n" not in str(error.value)
+
+
+def test_the_stand_in_for_absent_data_has_the_keys_that_were_asked_for(tmp_path):
+  node = {"name": "tfds", "dataset": "rooms", "split": "train", "data_dir": str(tmp_path),
+          "keys": ["image", "depth", "semantic", "camera"]}
+  source = streams.example_source(node, "data.source")
+  assert set(source[0]) == {*synthetic.KEYS, "depth", "semantic"}
 
 
 @pytest.mark.parametrize("build, told", [
