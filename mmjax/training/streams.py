@@ -75,7 +75,7 @@ def finite_stream(node: Node, path: str, example_data: bool = False) -> Stream:
 
 def _single(node: Node, path: str, around: set[str], example_data: bool) -> Stream:
   """One stream; `around` are the keys that may stand beside its own, for the error message."""
-  own = {f.name for f in dataclasses.fields(Stream)}
+  own = {f.name for f in dataclasses.fields(Stream)} - {"where"}
   config_lib.check_keys(node, own | around, path)
   if not isinstance(node.get("source"), dict):
     raise ConfigError(f"{path}.source.name: is missing; it says which of {SOURCES} to use")
@@ -86,14 +86,15 @@ def _single(node: Node, path: str, around: set[str], example_data: bool) -> Stre
       config_lib.build("mmjax.data.transforms", item, f"{path}.transforms.{i}")
       for i, item in enumerate(items))
   rest = {key: value for key, value in node.items() if key not in ("source", "transforms")}
-  return config_lib.call(Stream, rest, path, source=source, transforms=transforms)
+  return config_lib.call(Stream, rest, path, source=source, transforms=transforms, where=path)
 
 
 def example_source(node: Node, path: str) -> Any:
   """A source whose records have the form of those that `node` describes, for a run that reads none.
 
   A module that binds `example` beside `build` gives it. The source of any other is opened, which
-  reads little; if it is not within reach from here, `synthetic` stands in for it, with a warning.
+  reads little; if it is not within reach from here, `synthetic` stands in for it, with a warning:
+  its usual keys, and those of the `keys` in `node` that it knows.
   """
   if "name" not in node:
     raise ConfigError(f"{path}.name: is missing; it says which of {SOURCES} to use")
@@ -107,7 +108,8 @@ def example_source(node: Node, path: str) -> Any:
   except (ConfigError, DataError, OSError) as error:
     log.warning("%s: out of reach here (%s); in its place: pictures of %d pixels with a caption and "
                 "the label 0", path, error, synthetic.SIZE)
-    return synthetic.build()
+    asked = [key for key in node.get("keys") or () if key in synthetic.ALL_KEYS]
+    return synthetic.build(keys=tuple(dict.fromkeys((*synthetic.KEYS, *asked))))
 
 
 def count_records(stream: Stream | Mixture) -> int:
