@@ -123,17 +123,28 @@ def _obstacle(backend, q, k, masked):
 
 
 def _xla(q, k, v, ids, causal):
-  queries, keys = q.shape[1], k.shape[1]
+  keys = k.shape[1]
   # Heads before length: XLA:CPU multiplies [B, H, L, d] faster than [B, L, H, d].
-  q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+  v = v.swapaxes(1, 2)
+  weights = attention_weights(q, k, ids, causal).astype(v.dtype)
+  return zero_where_nothing_is_seen(jnp.matmul(weights, v).swapaxes(1, 2), ids, causal, keys)
+
+
+def attention_weights(q, k, ids=None, causal=False):
+  """softmax(q k^T / sqrt(d)), float32 [B, H, Q, K]; see `attention`.
+
+  Args:
+    ids: what `visibility_ids` gives, None where all is visible.
+  """
+  queries, keys = q.shape[1], k.shape[1]
+  q, k = q.swapaxes(1, 2), k.swapaxes(1, 2)
   logits = jnp.matmul(q, k.swapaxes(2, 3), preferred_element_type=jnp.float32)  # [B, H, Q, K]
   logits = logits * q.shape[-1] ** -0.5
   mask = visible(ids, causal, queries, keys)
   if mask is not None:
     # Finite, so that a row without any visible key has no NaN in value or gradient.
     logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-  weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-  return zero_where_nothing_is_seen(jnp.matmul(weights, v).swapaxes(1, 2), ids, causal, keys)
+  return jax.nn.softmax(logits, axis=-1)
 
 
 class MultiHeadAttention(nn.Module):
@@ -165,7 +176,7 @@ class MultiHeadAttention(nn.Module):
   recompute: bool = False
 
   @nn.compact
-  def __call__(self, x, context=None, padding=None, rotary=None, segments=None):
+  def __call__(self, x, context=None, padding=None, rotary=None, segments=None, weights=False):
     """Attends.
 
     Args:
@@ -174,6 +185,7 @@ class MultiHeadAttention(nn.Module):
       padding: bool [B, K], True where a token may be seen; None for all.
       rotary: angles for `rotate`, [L, d / 2] or [B, L, d / 2]; None for none.
       segments: int32 [B, Q], a token sees those with its own number; None for all.
+      weights: give the softmax instead, float32 [B, H, Q, K].
 
     Returns:
       [B, Q, D].
@@ -195,6 +207,9 @@ class MultiHeadAttention(nn.Module):
       k = layer_norm(self.norm_eps, "key_norm", "kv", use_bias=False)(k).astype(v.dtype)
     if rotary is not None:
       q, k = rotate(q, rotary), rotate(k, rotary)
+    if weights:
+      ids = visibility_ids(padding, segments, len(q), q.shape[1], k.shape[1])
+      return attention_weights(q, k, ids, self.causal)
     # Parameters are the same for all backends, and their shapes are asked for before there is a mesh.
     backend = "xla" if self.is_initializing() else self.backend
     y = attention(q, k, v, causal=self.causal, padding=padding, segments=segments, backend=backend,

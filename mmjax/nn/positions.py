@@ -32,6 +32,28 @@ def sincos_2d(grid, width, endpoint=False):
   return jnp.asarray(table, jnp.float32)
 
 
+def sincos(grid, width):
+  """Fixed sine-cosine positions of an image's patches (`sincos_2d`) or of a video's.
+
+  Those of videos are the sum of one table in space and one in time, [sin(t w), cos(t w)] with
+  w_i = 10000^(-i / (width / 2)): separable, as the learned ones of Feichtenhofer et al. 2022
+  (arXiv:2205.09113, sec. 3.1).
+
+  Args:
+    grid: (rows, columns), or (frames, rows, columns).
+    width: of the embedding, a multiple of 4.
+
+  Returns:
+    float32 [N, width], row by row, frame by frame.
+  """
+  space = sincos_2d(grid[-2:], width)
+  if len(grid) == 2:
+    return space
+  angles = np.arange(grid[0])[:, None] * 10000.0 ** (-np.arange(width // 2) / (width // 2))
+  time = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+  return (jnp.asarray(time, jnp.float32)[:, None] + space).reshape(-1, width)
+
+
 def rotary_2d(grid, head_dim, base=100.0):
   """Rotary angles of an image's patches: half of the pairs turn with y, half with x.
 

@@ -29,17 +29,21 @@ REMAT_POLICIES = {
 KEEP_LOGITS = ("none", "dots")
 
 
-def layer_numbers(want, depth):
-  """The blocks named in `want`: ("layer/3", ...) -> (3, ...); other names are left out.
+def layer_numbers(want, depth, kind="layer"):
+  """The blocks named in `want`: ("layer/3", ...) -> {"layer/3": 3, ...}; other names are left out.
+
+  Args:
+    kind: what stands before the number; alone it is the last block's.
 
   Raises:
     ValueError: there is no such block.
   """
-  numbers = tuple(int(m[1]) for m in (re.fullmatch(r"layer/(\d+)", name) for name in want) if m)
-  for number in numbers:
+  found = {name: re.fullmatch(rf"{kind}/(\d+)", name) for name in want}
+  numbers = {name: int(match[1]) for name, match in found.items() if match}
+  for name, number in numbers.items():
     if number >= depth:
-      raise ValueError(f"want 'layer/{number}': the last of {depth} blocks is layer/{depth - 1}.")
-  return numbers
+      raise ValueError(f"want {name!r}: the last of {depth} blocks is {kind}/{depth - 1}.")
+  return numbers | ({kind: depth - 1} if kind in want else {})
 
 
 def drop_path(x, rate, keys):
@@ -86,7 +90,7 @@ class Block(nn.Module):
   recompute_logits: bool = False
 
   @nn.compact
-  def __call__(self, x, drop_rate, padding, rotary, segments, keys):
+  def __call__(self, x, drop_rate, padding, rotary, segments, keys, weights=False):
     """One layer.
 
     Args:
@@ -96,6 +100,7 @@ class Block(nn.Module):
       rotary: angles [L, d / 2] or [B, L, d / 2], or None.
       segments: int32 [B, L] or None, a token sees those with its own number.
       keys: PRNG keys of this layer, one a row [B], or None when nothing is random.
+      weights: give attention's weights instead, float32 [B, H, L, L].
 
     Returns:
       [B, L, D].
@@ -105,7 +110,9 @@ class Block(nn.Module):
     y = MultiHeadAttention(
         self.heads, self.causal, self.qk_norm, self.norm_eps, self.attention,
         bias=self.attention_bias, recompute=self.recompute_logits, name="attention", **init)(
-            y, padding=padding, rotary=rotary, segments=segments)
+            y, padding=padding, rotary=rotary, segments=segments, weights=weights)
+    if weights:
+      return y
     x = x + self._branch(y, "attention", drop_rate, keys)
     y = layer_norm(self.norm_eps, "mlp_norm")(x)
     y = Mlp(self.mlp_dim, self.activation, use_bias=self.mlp_bias, name="mlp", **init)(y)
@@ -209,10 +216,12 @@ class Transformer(nn.Module):
       segments: int32 [B, L], a token sees those with its own number (packed rows); None for all.
       keys: one PRNG key a row, [B]; needed for drop-path and dropout in training.
       train: False turns drop-path and dropout off.
-      want: names "layer/i" of blocks whose result is wanted too.
+      want: names "layer/i" of blocks whose result is wanted too, "attention/i" of blocks whose
+        attention weights are ("attention": the last one's).
 
     Returns:
-      The last block's result [B, L, D], and {"layer/i": block i's result [B, L, D]}.
+      The last block's result [B, L, D], and {"layer/i": block i's result [B, L, D]; "attention/i":
+      its weights float32 [B, H, L, L]}.
 
     Raises:
       ValueError: `want` names a block that is not there, or `keys` are missing.
@@ -220,9 +229,12 @@ class Transformer(nn.Module):
     random = train and (self.drop_path > 0 or self.dropout > 0)
     if random and keys is None:
       raise ValueError("drop_path and dropout in training need `keys`, one PRNG key a row.")
-    numbers = layer_numbers(want, self.depth)
+    layers = layer_numbers(want, self.depth)
+    attention = layer_numbers(want, self.depth, "attention")
+    numbers = sorted({*layers.values(), *(number - 1 for number in attention.values() if number)})
     length = x.shape[1]
     x, padding, rotary, segments = pad_to_devices(x, padding, rotary, segments, self.causal)
+    first = x
     rates = jnp.linspace(0.0, self.drop_path, self.depth, dtype=jnp.float32)
 
     def body(block, carry, layer):
@@ -237,12 +249,23 @@ class Transformer(nn.Module):
     scan = nn.scan(
         body, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth,
         unroll=1 if self.scan else self.depth, metadata_params={nn.PARTITION_NAME: "layers"})
-    layers = jnp.arange(self.depth, dtype=jnp.int32), rates
-    (x, taps), _ = scan(self._block(), (x, [jnp.zeros_like(x) for _ in numbers]), layers)
-    features = {f"layer/{number}": tap[:, :length] for number, tap in zip(numbers, taps)}
+    numbered = jnp.arange(self.depth, dtype=jnp.int32), rates
+    (x, taps), _ = scan(self._block(), (x, [jnp.zeros_like(x) for _ in numbers]), numbered)
+    taps = dict(zip(numbers, taps)) | {-1: first}  # -1: what the first block gets
+    features = {name: taps[number][:, :length] for name, number in layers.items()}
+    for name, number in attention.items():
+      weights = self._attention_weights(number, taps[number - 1], padding, rotary, segments)
+      features[name] = weights[:, :, :length, :length]
     return x[:, :length], features
 
-  def _block(self):
+  def _attention_weights(self, number, x, padding, rotary, segments):
+    """Those of a block from what it gets, computed once more: the loop holds none of [B, H, L, L]."""
+    layers = mesh_lib.unbox(self.variables["params"]["layers"])
+    params = jax.tree.map(lambda stacked: stacked[number], layers)
+    block = self._block(parent=None)  # of its own, since the name in here is taken
+    return block.apply({"params": params}, x, 0.0, padding, rotary, segments, None, weights=True)
+
+  def _block(self, **place):
     block = Block
     if self.remat != "none":
       # Inside a loop nothing can be merged with the forward pass, so no barrier is needed.
@@ -250,7 +273,7 @@ class Transformer(nn.Module):
     return block(self.heads, self.mlp_dim, self.activation, self.causal, self.qk_norm,
                  self.layer_scale, self.drop_path, self.dropout, self.norm_eps, self.attention,
                  self.kernel_init, self.dtype, self.attention_bias, self.mlp_bias,
-                 self.remat not in KEEP_LOGITS, name="layers")
+                 self.remat not in KEEP_LOGITS, name="layers", **place)
 
 
 def check_trunk(what, module):
