@@ -243,6 +243,8 @@ def build(place: str, node: Node, path: str, beside: Iterable[str] = (), **given
       value = build(nested, value, at)
     elif isinstance(value, list) and value and all(map(_is_named, value)):
       value = [build(nested, item, f"{at}.{i}") for i, item in enumerate(value)]
+    elif isinstance(value, dict) and value and all(map(_is_named, value.values())):
+      value = {name: build(nested, item, f"{at}.{name}") for name, item in value.items()}
     values[key] = value
   return call(target, values, path, ("name", *beside), **given)
 
