@@ -70,7 +70,7 @@ class Task:
     for key in ("train", "data"):
       batch = session.abstract_batch(getattr(self, key), self.batch_size)
       labels(session, self.label, batch, key)
-      _want(session, self.feature, _inputs(batch, self.feature))
+      wanted(session, self.feature, inputs_of(batch, self.feature))
 
   def split(self, session) -> Split:
     """Features and labels of both streams, the classes numbered without gaps.
@@ -114,8 +114,8 @@ def collect(session, task: Task, key: str) -> Labelled:
   parts, want, seen, room = [], None, 0, task.max_records
   for batch in session.batches(getattr(task, key), task.batch_size):
     truth = labels(session, task.label, batch, key)
-    inputs = _inputs(batch, task.feature)
-    want = _want(session, task.feature, inputs) if want is None else want
+    inputs = inputs_of(batch, task.feature)
+    want = wanted(session, task.feature, inputs) if want is None else want
     features = _pool(session, task.feature, session.features(inputs, want)[task.feature], inputs)
     features, truth, valid = session.fetch((features, truth, batch["valid"]))
     rows = np.flatnonzero(valid & (truth >= 0))[:room]
@@ -154,13 +154,13 @@ def standardise(train: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
   return [(features - mean) / std for features in (train, *others)]
 
 
-def _inputs(batch, feature: str) -> dict:
+def inputs_of(batch, feature: str) -> dict:
   """An image feature is computed without the texts that the batch may have."""
   skip = "text" if feature.startswith("image/") else None
   return {name: array for name, array in batch.items() if name.partition("_")[0] != skip}
 
 
-def _want(session, feature: str, batch) -> tuple[str, ...]:
+def wanted(session, feature: str, batch) -> tuple[str, ...]:
   """What to ask the model for so that it gives `feature`; traced only, nothing is compiled."""
   given = jax.eval_shape(session.features, batch)
   if feature in given:

@@ -12,7 +12,7 @@ import rich.table
 
 LINE_PERIOD = 10.0  # seconds between progress lines where there is no terminal
 PLAIN_WIDTH = 160   # columns of a table that goes to a file or a pipe
-BESIDE = ("chance", "majority", "ceiling")  # a metric's companions, named `metric/companion`
+BESIDE = ("chance", "majority", "mean", "ceiling")  # a metric's companions, named `metric/companion`
 
 
 class Console:
@@ -99,7 +99,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
 
 def evaluation_table(title: str, scalars: Mapping[str, float],
                      baseline: Mapping[str, float] | None = None) -> rich.table.Table:
-  """Metrics beside what they are held against: chance, majority, ceiling and baseline.
+  """Metrics beside what they are held against: chance, majority, mean, ceiling and baseline.
 
   Args:
     title: printed above.
