@@ -49,4 +49,8 @@ left out where there is nothing to show, and an array where it is said to be opt
   pictures     uint8 [M, h, w, 3]  thumbnails
   label        int32 [M]           true class
   guess        int32 [M]           predicted class
+
+`reconstructions`: pictures that a model makes, beside those it was given.
+  pictures     uint8 [R, S, h, w, 3]  S = 2: given, made; S = 3: given, what was seen of it, made.
+                                   Of clips some frames side by side
 """

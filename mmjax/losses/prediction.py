@@ -1,5 +1,6 @@
 """What a prediction costs: one value a token, float32. Predictions and targets are [..., d]."""
 
+import jax
 import jax.numpy as jnp
 
 MIN_SQUARED_NORM = 1e-16  # below it a vector counts as zero, and its gradient stays finite
@@ -30,6 +31,26 @@ def cosine(prediction, target):
   squared = lambda x: jnp.maximum(jnp.sum(jnp.square(x), axis=-1), MIN_SQUARED_NORM)
   dot = jnp.sum(prediction * target, axis=-1)
   return 1 - dot / jnp.sqrt(squared(prediction) * squared(target))
+
+
+def ranking(scores, values):
+  """Whether scores are in the order of values: the mean over ordered pairs of -log p(the order).
+
+  p(i above j) = sigmoid(score_i - score_j), a pair counting where value_i > value_j (HPM,
+  arXiv:2304.05919, sec. 3.2).
+
+  Args:
+    scores: [..., P].
+    values: [..., P]; without gradient.
+
+  Returns:
+    float32 [...]; 0 where all values are equal.
+  """
+  scores, values = scores.astype(jnp.float32), jax.lax.stop_gradient(values)
+  above = values[..., :, None] > values[..., None, :]
+  cost = -jax.nn.log_sigmoid(scores[..., :, None] - scores[..., None, :])
+  count = jnp.sum(above, axis=(-2, -1))
+  return jnp.sum(jnp.where(above, cost, 0), axis=(-2, -1)) / jnp.maximum(count, 1)
 
 
 def _difference(prediction, target):

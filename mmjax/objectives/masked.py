@@ -7,6 +7,7 @@ A method is a mask (`mmjax/masking`), a target (`mmjax/targets`) and the way of 
   BEiT v2      hide="token", target tokens                arXiv:2208.06366
   EVA          hide="token", target features              arXiv:2211.07636
   UTA          hide="drop", predict="seen", target features: nothing is reconstructed
+  HPM          as MAE, with a mask that goes by the loss which `loss_predictor` expects
 """
 
 import dataclasses
@@ -25,12 +26,14 @@ from mmjax.nn.names import check_choice
 from mmjax.nn.patch import unpatchify
 from mmjax.objectives.contract import Objective, weigh
 from mmjax.objectives.encoder import Encoder
+from mmjax.optim import ema
 from mmjax.parallel import mesh as mesh_lib
 
 LOSSES = {"l2": losses.l2, "l1": losses.l1, "smooth_l1": losses.smooth_l1, "cosine": losses.cosine,
           "cross_entropy": softmax_cross_entropy}
 PREDICTION = "prediction"  # name of the only prediction, and of its loss term
-PICTURES = ("reconstruction", "masked")
+PICTURES = ("reconstruction", "masked", "unlearned")
+TEACHER = "guide"  # the average of encoder and loss predictor, by which the mask goes (HPM)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +46,8 @@ class Masked(Objective):
   Features in evaluation, of the whole input: those of `Encoder` ("image/pooled", "image/embed", and
   what else is wanted), under the name of the input. If wanted, and the target can be seen as pixels:
   "image/reconstruction" [B, H, W, C], the input with predictions where it was masked, and
-  "image/masked" bool [B, H, W, 1], these places; alike "video/...".
+  "image/masked" bool [B, H, W, 1], these places, and "image/unlearned" [B, H, W, C], the same with
+  predictions of zero; alike "video/...".
 
   Attributes:
     encoder: a module called as `ViT` is, with any pooling but "none".
@@ -59,6 +63,11 @@ class Masked(Objective):
     head: a linear layer makes the predictions, one for all the decoder gives; False: the decoder's
       are the predictions.
     input: the batch's key, "image" or "video".
+    loss_predictor: a decoder like `decoder`, of which a linear layer makes one number a token that
+      ranks the tokens by their loss (HPM, arXiv:2304.05919, sec. 3). It goes with a mask that is
+      guided by "loss": that of the average of encoder and predictor, on the whole input.
+    momentum: how fast that average follows, see `optim/ema.py: from_config`.
+    beta: of "smooth_l1".
   """
 
   encoder: nn.Module
@@ -70,6 +79,9 @@ class Masked(Objective):
   loss: str = "l2"
   head: bool = True
   input: str = "image"
+  loss_predictor: nn.Module | None = None
+  momentum: dict = dataclasses.field(default_factory=lambda: {"start": 0.999})
+  beta: float = 1.0
 
   def __post_init__(self):
     check_choice("hide", self.hide, ("drop", "token"))
@@ -83,22 +95,35 @@ class Masked(Objective):
     if self.hide == "drop" and self.predict != "seen" and self.decoder is None:
       raise ValueError(f"decoder: is missing; with hide='drop' and predict={self.predict!r} somebody "
                        "must make tokens for what the encoder did not see")
+    if (self.mask.guided == "loss") != (self.loss_predictor is not None):
+      raise ValueError(f"loss_predictor: {self.loss_predictor and 'is given'} with a mask guided by "
+                       f"{self.mask.guided!r}; it goes with one guided by 'loss', and only with it")
+    if self.loss_predictor is not None and self.predict != "masked":
+      raise ValueError(f"predict: {self.predict!r}; loss_predictor ranks the masked tokens")
+    if self.beta <= 0:
+      raise ValueError(f"beta: must be positive, not {self.beta}")
+    ema.from_config(self.momentum)
 
   def init(self, rng, batch):
-    keys = jax.random.split(rng, 4)
+    keys = jax.random.split(rng, 6)
     params = {"encoder": self.encoder.init(keys[0], batch[self.input])["params"]}
     state = {"target": self.target.init(keys[1], batch)}
     grid = self.encoder.grid_of(batch[self.input].shape)
     mask = self._any_mask(batch, grid)
-    x = self._encode(mesh_lib.unbox(params), batch, mask)
+    features = self._encode(mesh_lib.unbox(params), batch, mask)
+
+    def add(name, module, key, *args):
+      params[name] = module.init(key, *args)["params"]
+      return module.apply({"params": mesh_lib.unbox(params[name])}, *args)
+
+    tokens = features["tokens"]
     if self.decoder is not None:
-      params["decoder"] = self.decoder.init(keys[2], x, mask, grid)["params"]
-      x = self.decoder.apply({"params": mesh_lib.unbox(params["decoder"])}, x, mask, grid)
-    else:
-      x = x["tokens"]
+      tokens = jax.tree.leaves(add("decoder", self.decoder, keys[2], features, mask, grid))[0]
     if self.head:
-      tokens = jax.tree.leaves(x)[0]
-      params["head"] = self._head(batch, grid, tokens.dtype).init(keys[3], tokens)["params"]
+      add("head", self._head(batch, grid, tokens.dtype), keys[3], tokens)
+    if self.loss_predictor is not None:
+      tokens = add("loss_predictor", self.loss_predictor, keys[4], features, mask, grid)
+      add("loss_head", _loss_head(tokens.dtype), keys[5], tokens)
     return params, state
 
   def forward(self, ctx, params, batch):
@@ -113,37 +138,73 @@ class Masked(Objective):
     if not ctx.train:  # evaluators of features never pay for it
       features = self._masked_pass(ctx, params, batch)
     weight = jnp.broadcast_to(batch["valid"][:, None], features["places"].shape)
-    loss, target = LOSSES[self.loss], features["target"]
-    terms = {name: weigh(loss(x, target), weight) for name, x in features["predictions"].items()}
+    costs = {name: self._loss(x, features["target"]) for name, x in features["predictions"].items()}
+    terms = {name: weigh(cost, weight) for name, cost in costs.items()}
+    if self.loss_predictor is not None:
+      terms["ranking"] = weigh(losses.ranking(features["expected"], costs[PREDICTION]), batch["valid"])
     return terms, {}
+
+  def teachers(self, params):
+    if self.loss_predictor is None:
+      return {}
+    return {TEACHER: {name: params[name] for name in ("encoder", "loss_predictor", "loss_head")}}
+
+  def teacher_decay(self, step):
+    return {} if self.loss_predictor is None else {TEACHER: ema.from_config(self.momentum)(step)}
 
   def trivial(self, batch_size):
     value = getattr(self.target, "trivial", lambda loss: None)(self.loss)
     return {} if value is None else {PREDICTION: value}
 
+  def _loss(self, prediction, target):
+    if self.loss == "smooth_l1":
+      return losses.smooth_l1(prediction, target, self.beta)
+    return LOSSES[self.loss](prediction, target)
+
   def _masked_pass(self, ctx, params, batch):
-    """Predictions {name: [B, P, d]} and target [B, P, d] (ids: [B, P]) of `places` int32 [B, P], and
-    `masked` bool [B, N]."""
+    """Predictions {name: [B, P, d]} and target [B, P, d] (ids: [B, P]) of `places` int32 [B, P];
+    `masked` bool [B, N]; with a loss predictor what it expects there, float32 [B, P]."""
     grid = self.encoder.grid_of(batch[self.input].shape)
-    target, guide = jax.lax.stop_gradient(
-        self.target(ctx.state["target"], batch, grid, self.mask.guided))
-    mask = self.mask(ctx.keys("mask", batch), grid, guide)
+    target, mask = self._hide(ctx, batch, grid)
     keys = ctx.keys("model", batch) if ctx.train else None
-    x = self._encode(params, batch, mask, keys, ctx.train)
-    if self.decoder is None:
-      x = x["tokens"]
-    else:
-      x = self.decoder.apply({"params": params["decoder"]}, x, mask, grid, keys=keys, train=ctx.train)
+    features = self._encode(params, batch, mask, keys, ctx.train)
+    run = dict(keys=keys, train=ctx.train)
+    x = features["tokens"] if self.decoder is None else (
+        self.decoder.apply({"params": params["decoder"]}, features, mask, grid, **run))
     x = x if isinstance(x, dict) else {PREDICTION: x}
     places = self._places(mask)
-    if self.predict != "all" and (self.hide, self.predict) != ("drop", "seen"):
+    if (self.hide, self.predict) != ("drop", "seen"):  # else there are no others
       x = {name: _take(tokens, places) for name, tokens in x.items()}
     if self.head:
       head = functools.partial(self._head(batch, grid, jax.tree.leaves(x)[0].dtype).apply,
                                {"params": params["head"]})
       x = {name: head(tokens) for name, tokens in x.items()}
-    return {"predictions": x, "target": _take(target, places), "places": places,
-            "masked": mask.masked}
+    result = {"predictions": x, "target": _take(target, places), "places": places,
+              "masked": mask.masked}
+    if self.loss_predictor is not None:
+      result["expected"] = _take(self._expect(params, features, mask, grid, **run), places)
+    return result
+
+  def _hide(self, ctx, batch, grid):
+    """The targets of all tokens, and the mask; without gradient."""
+    guided = self.mask.guided
+    keys = ctx.keys("mask", batch)
+    if guided == "loss":
+      target, _ = self.target(ctx.state["target"], batch, grid)
+      teacher = ctx.teachers[TEACHER]
+      features = self._encode(teacher, batch)
+      expected = self._expect(teacher, features, None, grid)
+      mask = self.mask(keys, grid, jax.lax.stop_gradient(expected), ctx.step if ctx.train else None)
+    else:
+      target, guide = self.target(ctx.state["target"], batch, grid, guided)
+      mask = self.mask(keys, grid, guide)
+    return jax.lax.stop_gradient(target), mask
+
+  def _expect(self, params, features, mask, grid, **run):
+    """The loss of each token that the loss predictor expects, on any scale: float32 [B, N]."""
+    x = self.loss_predictor.apply({"params": params["loss_predictor"]}, features, mask, grid, **run)
+    x = _loss_head(x.dtype).apply({"params": params["loss_head"]}, x)
+    return x[..., 0].astype(jnp.float32)
 
   def _any_mask(self, batch, grid):
     """One of the right shape, for `init`."""
@@ -152,10 +213,11 @@ class Masked(Objective):
     guide = jnp.zeros((len(x), math.prod(grid))) if self.mask.guided else None
     return self.mask(keys, grid, guide)
 
-  def _encode(self, params, batch, mask, keys=None, train=False):
-    """The encoder's features of what it sees: "tokens" [B, K or N, D], "prefix" and what the decoder
-    asks for (`decoder.want`)."""
-    hidden = {"keep": mask.keep} if self.hide == "drop" else {"masked": mask.masked}
+  def _encode(self, params, batch, mask=None, keys=None, train=False):
+    """The encoder's features of what it sees (without a mask all): "tokens" [B, K or N, D], "prefix"
+    and what the decoder asks for (`decoder.want`)."""
+    hidden = {} if mask is None else (
+        {"keep": mask.keep} if self.hide == "drop" else {"masked": mask.masked})
     want = ("tokens", "prefix", *getattr(self.decoder, "want", ()))
     _, features = self.encoder.apply({"params": params["encoder"]}, batch[self.input], keys=keys,
                                      train=train, want=want, **hidden)
@@ -185,23 +247,27 @@ class Masked(Objective):
 
   def _pictures(self, ctx, params, batch):
     """What `PICTURES` names; see the class."""
-    if not hasattr(self.target, "pixels"):
-      raise ValueError("target: is not pixels, so there is no reconstruction to see")
+    if self.predict == "seen" or not hasattr(self.target, "pixels"):
+      raise ValueError("there is no reconstruction to see: the objective predicts no masked pixels")
     image = batch[self.input]
     grid = self.encoder.grid_of(image.shape)
     found = self._masked_pass(ctx, params, batch)
     prediction, places = found["predictions"][PREDICTION], found["places"]
+    nothing = jnp.zeros((*found["masked"].shape, prediction.shape[-1]), jnp.float32)
     rows = jnp.arange(len(places))[:, None]
-    every = jnp.zeros((*found["masked"].shape, prediction.shape[-1]), jnp.float32)
-    every = every.at[rows, places].set(prediction.astype(jnp.float32))
+    every = nothing.at[rows, places].set(prediction.astype(jnp.float32))
     patch = [side // count for side, count in zip(image.shape[1:-1], grid)]
     masked = found["masked"].reshape(*found["masked"].shape, *[1] * (len(patch) + 1))
     masked = unpatchify(jnp.broadcast_to(masked, (*masked.shape[:2], *patch, 1)), grid)
-    picture = jnp.where(masked, self.target.pixels(every, batch, grid), image)
-    return dict(zip(self._named(PICTURES), (picture, masked)))
+    made = lambda prediction: jnp.where(masked, self.target.pixels(prediction, batch, grid), image)
+    return dict(zip(self._named(PICTURES), (made(every), masked, made(nothing))))
 
   def _named(self, names):
     return tuple(f"{self.input}/{name}" for name in names)
+
+
+def _loss_head(dtype):
+  return Linear((1,), ("embed", "prediction"), dtype=str(dtype))
 
 
 def _take(x, places):

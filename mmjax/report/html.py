@@ -40,7 +40,8 @@ def render(workdir: str) -> str:
   run = runs.read(workdir)
   made = [(title, list(make(run))) for title, make in (
       ("Summary", _summary), ("Training", _training), ("Evaluation", _evaluation),
-      ("Retrieved neighbours", _neighbours), ("Classes", _classes), ("Parameters", _parameters),
+      ("Retrieved neighbours", _neighbours), ("Classes", _classes),
+      ("Reconstructions", _reconstructions), ("Parameters", _parameters),
       ("Config", _config), ("Provenance", _provenance))]
   made.insert(1, ("Warnings", list(_warnings(run))))  # last, since the others may find problems
   return page.document(_title(run), [page.section(title, *parts) for title, parts in made if parts])
@@ -178,6 +179,10 @@ def _classes(run: runs.Run) -> Iterator[str]:
       _, confusion = run.arrays.get((evaluator, "classes"), (0, None))
       names = kept.class_names(confusion) if confusion else None
       yield from _kept(run, kind, lambda arrays: kept.mistakes(arrays, names), evaluator)
+
+
+def _reconstructions(run: runs.Run) -> Iterator[str]:
+  yield from _kept(run, "reconstructions", kept.reconstructions)
 
 
 def _kept(run: runs.Run, kind: str, show, only: str | None = None) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What evaluators keep, as markup: neighbours, confusion matrices, mistakes.
+"""What evaluators keep, as markup: neighbours, confusion matrices, mistakes, reconstructions.
 
 `mmjax/evals/__init__.py` describes the arrays.
 """
@@ -44,6 +44,15 @@ def mistakes(arrays: Arrays, names: Sequence[str] | None) -> page.Html:
   return page.row(page.picture(picture, f"{name(label)}, taken for {name(guess)}")
                   for picture, label, guess in zip(
                       arrays["pictures"], arrays["label"].tolist(), arrays["guess"].tolist()))
+
+
+def reconstructions(arrays: Arrays) -> page.Html:
+  """Pictures beside what was seen of them and what the model made of that, one line a record."""
+  names = {2: ("input", "reconstruction"), 3: ("input", "masked", "reconstruction")}
+  captions = names[arrays["pictures"].shape[1]]
+  return page.Html("".join(
+      page.row(page.picture(picture, caption) for picture, caption in zip(record, captions))
+      for record in arrays["pictures"]))
 
 
 def class_names(arrays: Arrays) -> list[str]:
