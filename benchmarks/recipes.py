@@ -1,0 +1,259 @@
+"""What each masked and self-distilled recipe learns on the built-in data: makes docs/recipes.md.
+
+  python -m benchmarks.recipes --workdir=runs/recipes                # all, three seeds: hours on 2 cores
+  python -m benchmarks.recipes --workdir=runs/recipes --only=mae,ijepa --seeds=1
+  python -m benchmarks.recipes --list
+
+For each recipe's `smoke` variant and each seed there are three runs of `mmjax train`: the recipe; its
+encoder untrained (one step at learning rate 0); and its encoder trained on labels with as many FLOPs.
+All three end with the recipe's own probe. Each run is a folder of the workdir; those that are finished
+are not repeated, so an interrupted command goes on where it was. The page shows what there is, and
+names what is missing.
+"""
+
+import argparse
+import copy
+import dataclasses
+import multiprocessing
+import pathlib
+import statistics
+
+from mmjax import config as config_lib
+
+PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "recipes.md"
+SEEDS = 3
+KINDS = ("recipe", "untrained", "labels")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """A row of the page.
+
+  Attributes:
+    config: its name, without a variant.
+    pins: the mechanism that is its own.
+    probe: metric of a probe among its evaluators.
+    margin: by how much the probe is to beat that of the untrained encoder, in every seed.
+    label: what the encoder is trained on for comparison; "" for no such run.
+  """
+
+  config: str
+  pins: str
+  probe: str = "shape_linear_probe/top1"
+  margin: float = 0.05
+  label: str = "shape"
+
+  @property
+  def name(self) -> str:
+    return self.config.rpartition("/")[2]
+
+  @property
+  def kinds(self) -> tuple[str, ...]:
+    return KINDS if self.label else KINDS[:2]
+
+
+RECIPES = (
+    Recipe("masked/mae", "only visible patches are encoded; normalised pixels"),
+    Recipe("masked/simmim", "mask tokens in the encoder; raw pixels, linear head"),
+    Recipe("masked/spark", "a CNN that computes on seen cells only"),
+    Recipe("masked/maskdistill", "normalised features of a frozen teacher"),
+    Recipe("masked/eva02", "a teacher's features by cosine; SwiGLU, rotary positions"),
+    Recipe("masked/maskalign", "seen tokens aligned with a teacher's; nothing is reconstructed"),
+    Recipe("masked/beit_v2", "ids of a tokenizer; block masks"),
+    Recipe("masked/mage", "tokens in, tokens out, a ratio of its own for each row"),
+    Recipe("masked/multimae", "three modalities in, three out; Dirichlet budget"),
+    Recipe("masked/fourm", "one table of modalities; encoder and decoder on budgets"),
+    Recipe("selfdistill/ibot", "teacher's prototypes of masked patches and of other views"),
+    Recipe("selfdistill/dinov2", "the same with Sinkhorn, heads apart, KoLeo"),
+    Recipe("selfdistill/msn", "masked views assigned to prototypes, mean entropy"),
+    Recipe("selfdistill/ijepa", "features of target blocks from a context"),
+    Recipe("selfdistill/cjepa", "the same with variance and covariance terms"),
+    Recipe("selfdistill/vicreg", "variance, invariance, covariance of two views"),
+)
+
+INTRODUCTION = """# What the recipes learn
+
+Made by `python -m benchmarks.recipes`. Every masked and self-distilled recipe in its `smoke` variant, a
+few minutes on two CPU cores, on the built-in pictures at 64 pixels: a check that the mechanism works,
+not a comparison of methods, whose order at such a size means nothing.
+
+- *loss*: held out, at the end, beside that of a model that has learned nothing, where there is one;
+- *probe*: accuracy of a linear probe on the frozen encoder (mean over seeds): after the recipe, of the
+  same encoder *untrained*, and of the same encoder trained on the *labels* with as many FLOPs;
+- *gain*: the least over seeds of recipe minus untrained, and whether it is at least the margin.
+"""
+
+
+def smoke(recipe: Recipe, seed: int) -> dict:
+  """The recipe's own config."""
+  return config_lib.load(f"{recipe.config}:smoke", {"seed": str(seed)})
+
+
+def untrained(recipe: Recipe, seed: int) -> dict:
+  """One step that changes nothing, and the probe."""
+  config = only_probe(smoke(recipe, seed), recipe)
+  config["optim"]["lr"] = 0.0
+  return {**config, "total_steps": 1}
+
+
+def labels(recipe: Recipe, seed: int) -> dict:
+  """The encoder as a classifier on the pictures of single objects, with the recipe's FLOPs."""
+  config = only_probe(smoke(recipe, seed), recipe)
+  budget = config["total_steps"] * flops(smoke(recipe, seed))
+  classes = {"shape": 6, "colour": 8}[recipe.label]
+  encoder = {**config["objective"]["encoder"], "classes": classes}
+  encoder.pop("mask_token", None)
+  config["objective"] = {"name": "classification", "label": recipe.label, "model": encoder}
+  probe = config["evals"][recipe.probe.partition("/")[0]]["train"]
+  size = next(step["size"] for step in probe["transforms"] if step["name"] == "Resize")
+  view = [{"name": "RandomResizedCrop", "size": size, "scale": (0.6, 1.0)}, {"name": "Flip"}]
+  transforms = [step for old in probe["transforms"]
+                for step in (view if old["name"] == "Resize" else [old])]
+  config["data"] = {**probe, "transforms": transforms, "shuffle": True}
+  config.pop("eval_data", None)
+  config["optim"] = {"name": "adamw", "lr": 1e-3, "weight_decay": 1e-4, "clip_norm": 1.0,
+                     "schedule": {"name": "cosine", "warmup_percent": 10}}
+  config["total_steps"] = max(1, round(budget / flops(config)))
+  return config
+
+
+def only_probe(config: dict, recipe: Recipe) -> dict:
+  """The config with no evaluator but the recipe's probe."""
+  name = recipe.probe.partition("/")[0]
+  config = copy.deepcopy(config)
+  config["evals"] = {name: config["evals"][name]}
+  return config
+
+
+def flops(config: dict) -> int:
+  """Of a step, nothing computed twice."""
+  from mmjax.training.assemble import assemble
+  run = assemble(config, example_data=True)
+  with run.use():
+    return run.model_flops()
+
+
+MAKE = {"recipe": smoke, "untrained": untrained, "labels": labels}
+
+
+def train(recipe: Recipe, kind: str, seed: int, workdir: str) -> None:
+  """One run to its end, in this process."""
+  from mmjax import train as train_lib
+  train_lib.train(MAKE[kind](recipe, seed), workdir)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """The end of a run: its probe, and its held-out loss with the trivial one (None: not known)."""
+
+  probe: float
+  loss: float | None
+  trivial: float | None
+
+
+def result(recipe: Recipe, workdir: pathlib.Path) -> Result | None:
+  """What a finished run came to; None if it is not finished."""
+  from mmjax.report import runs
+  if not (workdir / "config.json").exists():
+    return None
+  run = runs.read(str(workdir))
+  steps, values = run.evaluations.get(recipe.probe, ((), ()))
+  if not len(values) or steps[-1] < run.config["total_steps"]:
+    return None
+  trivial = run.model.get("trivial") or {}
+  term = next(iter(trivial), None)
+  _, held = run.evaluations.get(f"loss/{term}", ((), ()))
+  return Result(float(values[-1]), float(held[-1]) if len(held) else None, trivial.get(term))
+
+
+def mean(values: list[float]) -> float:
+  return statistics.fmean(values)
+
+
+def row(recipe: Recipe, results: dict[str, list[Result]]) -> tuple[str, ...]:
+  """The cells of a recipe's line; `results` has one list a kind, seed by seed."""
+  ours, before = results["recipe"], results["untrained"]
+  gain = min(a.probe - b.probe for a, b in zip(ours, before))
+  losses = [one.loss for one in ours if one.loss is not None]
+  loss = f"{mean(losses):.3f}" if losses else "–"
+  if losses and ours[0].trivial is not None:
+    loss += f" of {ours[0].trivial:.3f}"
+  held = "yes" if gain >= recipe.margin else "**no**"
+  labelled = results.get("labels")
+  return (f"[`{recipe.config}`](../configs/{recipe.config}.py)", recipe.pins, str(len(ours)), loss,
+          f"{mean([one.probe for one in ours]):.3f}", f"{mean([one.probe for one in before]):.3f}",
+          f"{mean([one.probe for one in labelled]):.3f}" if labelled else "–",
+          f"{gain:+.3f}", f"{recipe.margin:.2f}: {held}")
+
+
+COLUMNS = ("recipe", "what it pins", "seeds", "loss", "probe", "untrained", "labels", "gain", "margin")
+
+
+def page(results: dict[str, dict[str, list[Result]]]) -> str:
+  """The page of the recipes whose runs are finished."""
+  line = lambda cells: f"| {' | '.join(cells)} |"
+  complete = [one for one in RECIPES if all(results[one.name].get(kind) for kind in one.kinds)]
+  lines = [line(row(one, results[one.name])) for one in complete]
+  parts = [INTRODUCTION, line(COLUMNS), line(["---"] * len(COLUMNS)), *lines, ""]
+  missing = [one.name for one in RECIPES if one not in complete]
+  if missing:
+    parts.append(f"Not run yet: {', '.join(missing)}.\n")
+  return "\n".join(parts)
+
+
+def found(workdir: pathlib.Path, seeds: int) -> dict[str, dict[str, list[Result]]]:
+  """{recipe: {kind: results}} of the seeds that are finished in all kinds."""
+  results = {}
+  for recipe in RECIPES:
+    by_seed = [[result(recipe, folder(workdir, recipe, kind, seed)) for kind in recipe.kinds]
+               for seed in range(seeds)]
+    whole = [one for one in by_seed if None not in one]
+    results[recipe.name] = dict(zip(recipe.kinds, map(list, zip(*whole))))
+  return results
+
+
+def folder(workdir: pathlib.Path, recipe: Recipe, kind: str, seed: int) -> pathlib.Path:
+  return workdir / recipe.name / f"{kind}-{seed}"
+
+
+def main(argv=None):
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument("--workdir", type=pathlib.Path, help="where the runs are kept")
+  parser.add_argument("--only", default="", help="names of recipes, by commas")
+  parser.add_argument("--seeds", type=int, default=SEEDS)
+  parser.add_argument("--list", action="store_true", help="print the names of all recipes")
+  parser.add_argument("--page", type=pathlib.Path, default=PAGE, help="the file that is written")
+  args = parser.parse_args(argv)
+  if args.list:
+    return print("\n".join(recipe.name for recipe in RECIPES))
+  if args.workdir is None:
+    parser.error("--workdir: is missing; the runs are kept there")
+  names = [recipe.name for recipe in RECIPES]
+  chosen = args.only.split(",") if args.only else names
+  unknown = [name for name in chosen if name not in names]
+  if unknown:
+    parser.error(f"--only: no recipe {unknown[0]!r}; valid: {', '.join(names)}")
+  for seed in range(args.seeds):
+    for recipe in RECIPES:
+      for kind in recipe.kinds if recipe.name in chosen else ():
+        place = folder(args.workdir, recipe, kind, seed)
+        if result(recipe, place) is None:
+          _in_a_process(recipe, kind, seed, place)
+          args.page.write_text(page(found(args.workdir, args.seeds)))
+  args.page.write_text(page(found(args.workdir, args.seeds)))
+  return None
+
+
+def _in_a_process(recipe, kind, seed, place):
+  """Each run in a process of its own, as from the command line."""
+  process = multiprocessing.get_context("spawn").Process(
+      target=train, args=(recipe, kind, seed, str(place)))
+  process.start()
+  process.join()
+  done = result(recipe, place)
+  outcome = f"probe {done.probe:.3f}" if done else f"failed with status {process.exitcode}"
+  print(f"{recipe.name} {kind} seed {seed}: {outcome}", flush=True)
+
+
+if __name__ == "__main__":
+  main()
