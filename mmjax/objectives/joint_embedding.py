@@ -23,7 +23,7 @@ class JointEmbedding(Objective):
   and covariance of the whole batch's, which keep them apart (`mmjax/losses/variance.py`). As in the
   released code, the variance term is the mean over views, the covariance term their sum.
 
-  Features: "image/expanded" [B, V, E]; "image/pooled" float32 [B, D], of the first view, and
+  Features: "image/expanded" float32 [B, V, E]; "image/pooled" float32 [B, D], of the first view, and
   "image/embed", the same of unit norm; with what else the encoder knows. In evaluation a batch may
   have `image` [B, H, W, C] instead: one view.
 
@@ -77,7 +77,7 @@ class JointEmbedding(Objective):
     apart = lambda x: x.reshape(rows, count, *x.shape[1:])
     first = apart(pooled)[:, 0]
     features = {"image/pooled": first.astype(jnp.float32), "image/embed": unit(first),
-                "image/expanded": apart(expanded)}
+                "image/expanded": apart(expanded).astype(jnp.float32)}
     return features | {f"image/{name}": apart(x)[:, 0] for name, x in extra.items()}, {}
 
   def terms(self, ctx, params, features, batch):
