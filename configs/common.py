@@ -86,7 +86,8 @@ def scenes_evals(*, count, size, length, every_percent=None, unseen=False):
   return {name: {**node, "every_percent": every_percent} for name, node in evals.items()}
 
 
-def probes(*, count, size, records=1000, every_percent=None, feature="image/pooled", preset="half"):
+def probes(*, count, size, records=1000, every_percent=None, feature="image/pooled",
+           preset="half"):
   """Linear probe, nearest neighbours and few-shot of colour and of shape on frozen features:
   `c.evals.update(common.probes(count=20_000, size=64))`.
 
@@ -168,19 +169,109 @@ def on_scenes(c, arg):
   return c
 
 
-def images(split, *, count, size, crop=None, preset="half", keys=("image",), **source):
+def images(split, *, count, size, crop=None, flip=False, preset="half", keys=("image",), **source):
   """A stream of the built-in dataset's pictures without captions.
 
   Args:
     crop: (low, high) area of a random crop, for training.
+    flip: mirror half of them.
     preset: of the transform `Normalise`.
     keys: what a record keeps, such as "shape", the label of a single object.
     source: further arguments of `mmjax/data/sources/scenes.py`, such as objects=1.
   """
-  view = {"name": "RandomResizedCrop", "size": size, "scale": crop} if crop else {"name": "Resize", "size": size}
+  resize = {"name": "RandomResizedCrop", "scale": crop} if crop else {"name": "Resize"}
+  view = [{**resize, "size": size}, *([{"name": "Flip"}] if flip else [])]
   return {
       "source": {"name": "scenes", "split": split, "count": count, **source},
-      "transforms": [{"name": "Decode"}, view, {"name": "Normalise", "preset": preset},
+      "transforms": [{"name": "Decode"}, *view, {"name": "Normalise", "preset": preset},
                      {"name": "Keep", "keys": list(keys)}],
+      "shuffle": split == "train",
+  }
+
+
+def on_images(c, arg, *, pixels=224, preset="half", crop=(0.2, 1.0)):
+  """Gives a recipe pictures to pretrain on, the loss on others, and linear probes of its features.
+
+  Args:
+    arg: "smoke" for what two CPU cores manage in a minute: 64 pixels, 64 rows, 200 steps.
+    preset: of the transform `Normalise`.
+    crop: (low, high) area of the random crop.
+  """
+  smoke = arg == "smoke"
+  scene = dict(count=2_000 if smoke else 20_000, size=64 if smoke else pixels, preset=preset)
+  c.data = images("train", crop=(0.6, 1.0) if smoke else crop, flip=True, **scene)
+  c.eval_data = images("validation", **scene)
+  c.evals = {name: node for name, node in probes(**scene).items() if name.endswith("linear_probe")}
+  c.evals.loss = {"name": "loss", "every_percent": 25}
+  if smoke:
+    for length in {"total_examples", "total_epochs"} & set(c):
+      del c[length]
+    c.batch_size, c.total_steps, c.log_every_steps = 64, 200, 20
+    c.evals.loss.batch_size = 64
+    c.checkpoint.every_steps = 100
+    c.optim.lr = 1e-3
+    c.optim.schedule = {"name": "cosine", "warmup_percent": 10}
+  return c
+
+
+def maps(split, labels=("depth", "normals", "semantic"), *, count, size, crop=None, preset="half",
+         keys=(), **source):
+  """A stream of the built-in dataset's pictures with maps on them.
+
+  Args:
+    labels: of depth, normals, semantic and instance.
+    crop: (low, high) area of a random crop, which is flipped half of the time, for training.
+    preset: of the transform `Normalise`.
+    keys: what a record keeps besides, such as "shape", the label of a single object.
+    source: further arguments of `mmjax/data/sources/scenes.py`, such as objects=1.
+  """
+  decode = {"depth": "DecodeDepth", "normals": "DecodeNormals", "semantic": "DecodeLabels",
+            "instance": "DecodeLabels"}
+  view = [{"name": "RandomResizedCrop", "size": size, "scale": crop}, {"name": "Flip"}]
+  return {
+      "source": {"name": "scenes", "split": split, "count": count,
+                 "keys": ["image", *labels, *keys], **source},
+      "transforms": [
+          {"name": "Decode"}, *({"name": decode[label], "key": label} for label in labels),
+          *(view if crop else [{"name": "Resize", "size": size}]),
+          {"name": "Normalise", "preset": preset}],
+      "shuffle": split == "train",
+  }
+
+
+def dense_probes(*, count, size, records=512, every_percent=None, feature="image/tokens",
+                 preset="half"):
+  """Linear probes of depth, surface normals and segmentation on frozen patch tokens:
+  `c.evals.update(common.dense_probes(count=20_000, size=64))`.
+
+  Args:
+    records: how many training records and test records at most.
+    feature: tokens [B, N, D] of an image, or a map [B, h, w, D].
+    preset: of the transform `Normalise`.
+  """
+  scene = dict(count=count, size=size, preset=preset)
+  return {
+      f"{label}_dense_probe": {
+          "name": "dense_probe", "label": label, "feature": feature, "max_records": records,
+          "train": maps("train", (label,), **scene) | {"shuffle": False},
+          "data": maps("test", (label,), **scene), "every_percent": every_percent}
+      for label in ("depth", "normals", "semantic")}
+
+
+def clips(split, *, count, size, frames, crop=None, preset="half", keys=("motion",), **source):
+  """A stream of the built-in dataset's clips: `video` [frames, size, size, 3], and labels.
+
+  Args:
+    crop: (low, high) area of a random crop, the same for all frames, for training.
+    preset: of the transform `Normalise`.
+    keys: what a record keeps besides, such as the label "motion" (what moves, and where to).
+    source: further arguments of `mmjax/data/sources/scenes.py`, such as objects=1.
+  """
+  resize = {"name": "RandomResizedCrop", "scale": crop} if crop else {"name": "Resize"}
+  return {
+      "source": {"name": "scenes", "split": split, "count": count, "frames": frames,
+                 "keys": ["video", *keys], **source},
+      "transforms": [{"name": "Decode", "key": "video"}, {**resize, "size": size, "key": "video"},
+                     {"name": "Normalise", "preset": preset, "key": "video"}],
       "shuffle": split == "train",
   }

@@ -104,7 +104,11 @@ def convert(source: str, to: str, form: str = "hf", step: int | None = None, enc
     _checked(workdir.write, model, epath.Path(to))
     return f"{to}: {model.objective['name']}, {count:,} parameters; mmjax.load({to!r}) opens it"
   name = _checked(hf.write, model, pathlib.Path(to))
-  return f"{to}: {name}, {count:,} parameters; transformers.{name}.from_pretrained({to!r}) opens it"
+  node = model.objective.get("model", {})
+  pooled = node.get("pool") == "mean" and node.get("class_token") and not node.get("classes")
+  first = 1 + node.get("registers", 0)
+  note = f"; its image is the mean of last_hidden_state[:, {first}:], which it does not take itself" if pooled else ""
+  return f"{to}: {name}, {count:,} parameters; transformers.{name}.from_pretrained({to!r}) opens it{note}"
 
 
 def _read(path, step):

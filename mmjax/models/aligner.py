@@ -33,7 +33,8 @@ class Aligner(nn.Module):
   def __post_init__(self):
     check_choice("Aligner.kernel_init", self.kernel_init, KERNEL_INITS)
     if not 1 <= self.outputs <= len(self.layers):
-      raise ValueError(f"Aligner.outputs = {self.outputs}: from 1 to the {len(self.layers)} of layers.")
+      raise ValueError(f"Aligner.outputs = {self.outputs} is not from 1 to {len(self.layers)}, the "
+                       "number of Aligner.layers.")
     super().__post_init__()
 
   @property

@@ -4,8 +4,8 @@ A model node inside `objective` may say which checkpoint its network is:
 
   {"name": "pretrained", "from": PATH, "tower": "image", ...}   the source says what the network is;
                                                                 further keys override it
-  {"name": "vit", ..., "from": PATH, "tower": "image"}          the node says so; the weights must fit
-  {"name": "vit", ..., "from": ""}                              the same, the path is yet to be given
+  {"name": "vit", ..., "from": PATH, "tower": "image"}          the node does; the weights fit it
+  {"name": "vit", ..., "from": ""}                              the same; the path is still to come
   {"name": "vit", ...}                                          random weights, as in dBOT's first
                                                                 stage (arXiv:2209.03917)
 
@@ -37,7 +37,7 @@ from mmjax.training import pretrained
 
 Node = dict[str, Any]
 KEYS = ("from", "tower")  # of a node, beside those of its network
-# What stands between a ViT's tokens and its result; a node need not have it, though the source does.
+# What stands between a ViT's tokens and its result: a source may have it where the node does not.
 HEADS = ("pool", "rep", "projection", "classifier")
 
 log = logging.getLogger("mmjax")
@@ -101,8 +101,8 @@ def check(sources: dict[str, Source], state: Any) -> None:
   """Raises ConfigError where an objective's `state` (or its shapes) has no place for a network."""
   for place in sources:
     if not _inside(state, place):
-      raise ConfigError(f"objective.{place}.from: this objective keeps no frozen network there; what "
-                        "is trained begins as another checkpoint with init_from")
+      raise ConfigError(f"objective.{place}.from: this objective keeps no frozen network there; "
+                        "what is trained begins as another checkpoint with init_from")
 
 
 def initial(sources: dict[str, Source], state: Any) -> tuple[dict[str, np.ndarray], Node]:
@@ -121,11 +121,12 @@ def initial(sources: dict[str, Source], state: Any) -> tuple[dict[str, np.ndarra
   tensors, told = {}, {}
   for place, source in sources.items():
     if not source.path:
-      raise ConfigError(f"objective.{place}.from: is empty; give the checkpoint of this network, a "
-                        f"workdir or a folder of another format (--config.objective.{place}.from=PATH)")
+      raise ConfigError(f"objective.{place}.from: is empty; give the checkpoint of this network, as "
+                        f"in --config.objective.{place}.from=PATH")
     model = _read(source, place)
     tensors |= _fitted(model, source, _inside(state, place), place)
-    told[place] = {"path": source.path, "params": digest.tree_digest({"params": model.params})["params"]}
+    sha = digest.tree_digest({"params": model.params})["params"]
+    told[place] = {"path": source.path, "params": sha}
     log.info("objective.%s is frozen, as in %s", place, source.path)
   return tensors, told
 
@@ -138,7 +139,7 @@ def _fitted(model: Pretrained, source: Source, want: dict[str, Any], place: str
   have = _under(model.params, key)
   here = epath.Path(source.path)
   if (here / "checkpoints").exists() and want.keys() - {prefix + name for name in have}:
-    have = {**have, **_under(workdir.read_state(here), key)}  # a codebook that is no parameter
+    have |= workdir.read_state(here, key)  # a codebook that is no parameter
   named = {prefix + name: leaf for name, leaf in have.items()}
   heads = tuple(f"{prefix}{head}/" for head in HEADS)
   named = {name: leaf for name, leaf in named.items() if name in want or not name.startswith(heads)}
@@ -148,8 +149,9 @@ def _fitted(model: Pretrained, source: Source, want: dict[str, Any], place: str
     table = [" ".join(line.split()) for line in str(error).splitlines()[1:]]
     more = f" (and {len(table) - 1} more)" if len(table) > 1 else ""
     raise ConfigError(
-        f"objective.{place}.from: the network at {source.path} is not the one that objective.{place} "
-        f"describes (-: only there, +: only here, !: not alike): {table[0]}{more}") from error
+        f"objective.{place}.from: the network at {source.path} is not the one that "
+        f"objective.{place} describes (-: only there, +: only here, !: not alike): {table[0]}{more}"
+    ) from error
 
 
 def _under(tensors: dict[str, Any], key: str) -> dict[str, Any]:
@@ -182,8 +184,8 @@ def _tower(model: Pretrained, source: Source, place: str) -> tuple[Node, str]:
 def _read(source: Source, place: str) -> Pretrained:
   """The checkpoint of a network, its errors named for whoever gave `from`."""
   if not source.path:
-    raise ConfigError(f"objective.{place}.from: is empty, so nothing says what network this is; give "
-                      "a checkpoint")
+    raise ConfigError(f"objective.{place}.from: is empty, so nothing says what network this is; "
+                      "give a checkpoint")
   try:
     return dataclasses.replace(read(source.path), origin=source.path)
   except (FileNotFoundError, ValueError, CheckpointError) as error:
@@ -192,8 +194,8 @@ def _read(source: Source, place: str) -> Pretrained:
 
 def _places(node: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
   """(dotted path, what holds it, its key there) of every node below `node` that has `from`."""
-  items = enumerate(node) if isinstance(node, list) else node.items() if isinstance(node, dict) else ()
-  for key, value in list(items):
+  items = dict(enumerate(node)) if isinstance(node, list) else node
+  for key, value in list(items.items() if isinstance(items, dict) else ()):
     place = f"{path}.{key}" if path else str(key)
     if isinstance(value, dict) and "from" in value:
       yield place, node, key

@@ -4,6 +4,7 @@ A config with `init_from`, the path of a checkpoint, need not know what is in it
 
   objective           {"name": "pretrained", ...}         the source's whole objective
   objective.model     {"name": "pretrained", "tower": "image", ...}   one encoder of it
+  objective.image     the same, as a tower of a dual encoder; objective.encoder: to go on from there
   transforms          {"name": "pretrained_image"}, {"name": "pretrained_text"}   its preprocessing
 
 Further keys of the first two override the source's; those of "pretrained_image" are `Augment`'s.
@@ -162,22 +163,39 @@ def _objective(node: Node, source: Pretrained, size: int | None) -> tuple[Node, 
     return merged(theirs, {key: value for key, value in node.items() if key != "name"}), {}
   if not _mentions(node):
     return node, {}
-  model = node.get("model")
-  if not isinstance(model, dict) or model.get("name") != MODEL:
-    raise ConfigError('objective: "pretrained" can only be the name of objective itself or of '
-                      "objective.model; a frozen network says with `from` which checkpoint it is")
-  overrides = dict(model)
-  del overrides["name"]
-  tower = overrides.pop("tower", "image")
+  places = [key for key in ENCODERS
+            if isinstance(node.get(key), dict) and node[key].get("name") == MODEL]
+  if len(places) != 1:
+    allowed = ", ".join(f"objective.{key}" for key in ENCODERS)
+    raise ConfigError('objective: "pretrained" can only be the name of objective itself or of one '
+                      f"of {allowed}; a frozen network says with `from` which checkpoint it is")
+  place = places[0]
+  overrides = {key: value for key, value in node[place].items() if key not in ("name", "tower")}
   try:
-    key = source.key(tower)
+    key = source.key(node[place].get("tower", "image"))
   except ValueError as error:
-    raise ConfigError(f"objective.model.tower: {error}") from error
-  encoder, exclude = theirs[key], []
-  if "classes" in overrides:
-    encoder, exclude = _without_head(encoder)
+    raise ConfigError(f"objective.{place}.tower: {error}") from error
+  encoder, exclude = _fresh(theirs[key], overrides)
   chosen = {"take": "" if key == "model" else key, "exclude": exclude}
-  return {**node, "model": merged(encoder, overrides)}, chosen
+  if place != "model":
+    chosen["rename"] = [["(.*)", f"{place}/\\1"]]
+    chosen["exclude"] = [f"(?!{place}/).*", *(f"{place}/{pattern}" for pattern in exclude)]
+  return {**node, place: merged(encoder, overrides)}, chosen
+
+
+def _fresh(encoder: Node, overrides: Node) -> tuple[Node, list[str]]:
+  """An encoder without what only its old task needs, and regexes of what is not taken from it."""
+  encoder, exclude = dict(encoder), []
+  if encoder.pop("mask_token", False) != overrides.get("mask_token", False):
+    exclude.append("mask_token")
+  if "classes" in overrides:
+    encoder, heads = _without_head(encoder)
+    return encoder, exclude + heads
+  changed = lambda key: key in overrides and overrides[key] != encoder.get(key)
+  exclude += [f"{module}/.*" for key, (_, module) in HEADS.items() if changed(key)]
+  if "map" in (encoder.get("pool", "map"), overrides.get("pool")) and changed("pool"):
+    exclude.append("pool/.*")
+  return encoder, exclude
 
 
 def _without_head(encoder: Node) -> tuple[Node, list[str]]:

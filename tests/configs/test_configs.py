@@ -107,10 +107,12 @@ def test_variant_assembles_and_its_model_gives_its_features(
         run.abstract.teachers, run.abstract_batch)
   if run.settings.objective["name"] == "classification":
     assert features["logits"].shape == (batch_size, run.objective.model.classes)
-  else:
+  elif run.settings.objective["name"] == "contrastive":
     image, text = features["image/embed"], features["text/embed"]
     assert image.shape == text.shape == (batch_size, run.objective.text.out_dim)
     assert features["logit_scale"].shape == ()
+  else:  # pretraining on pictures or videos alone
+    assert features["image/embed"].shape[0] == batch_size
   assert {x.dtype for x in features.values()} == {np.dtype("float32")}
   assert {x.dtype for x in jax.tree.leaves(run.abstract.params)} == {np.dtype("float32")}
   for evaluation in run.evaluations:

@@ -143,6 +143,29 @@ def test_the_whole_objective_is_taken_with_texts_and_overrides(at_path, source, 
   assert set(resolved["init"]) == {"found"}
 
 
+def test_a_tower_of_a_dual_encoder_begins_as_an_encoder_with_a_new_projection(
+    at_path, source, pictures):
+  """As do encoders of masked runs: without mask token, decoder and what else stood beside them."""
+  encoder = {**VIT, "pool": "mean", "mask_token": True}
+  params = {f"encoder/{name.removeprefix('image/')}": x for name, x in source.params.items()
+            if name.startswith("image/") and not name.startswith("image/p")}
+  extra = {"encoder/mask_token": np.zeros(32), "head/kernel": np.zeros((32, 5))}
+  like = {name: source.params[f"image/{name}"] for name in
+          ("position", "patch_embed/kernel", "patch_embed/bias")}
+  at_path(objective={"name": "masked", "encoder": encoder},
+          params={**params, **extra, **{f"encoder/{name}": x for name, x in like.items()}})
+  objective = {**source.objective, "image": {"name": "pretrained", "out_dim": 16}}
+  data = {"source": {"name": "arrays", "path": "no matter"}, "transforms": []}
+  resolved = pretrained.resolve(config(pictures, objective=objective, data=data, eval_data=None))
+  assert resolved["objective"]["image"] == {**VIT, "pool": "mean", "out_dim": 16}
+  want = paths.flatten({"image": like | {"projection": {"kernel": np.zeros((32, 16), np.float32)}},
+                        "text": {"embedding": np.zeros(3)}, "logit_bias": np.zeros(())})
+  want |= {name: x for name, x in source.params.items() if name.startswith(("image/trunk", "image/f"))}
+  taken = pretrained.fitted(pretrained.read_source("the/source"), resolved["init"], want)
+  assert set(want) - set(taken) == {"image/projection/kernel", "logit_bias", "text/embedding"}
+  np.testing.assert_array_equal(taken["image/position"], like["position"])
+
+
 def test_parameters_average_and_optimizer_begin_with_the_source(at_path, source, pictures):
   """An average that begins at the random initialisation would be evaluated for the whole run."""
   state, _ = start(config(pictures))
@@ -228,8 +251,8 @@ def test_what_does_not_fit_is_told_with_the_source_and_a_table(at_path, pictures
     ({"init": {"rename": ["a"]}}, "init: rename: expected pairs"),
     ({"model": {"tower": "audio"}}, "objective.model.tower: .* has no 'audio'; it has image, text"),
     ({"image": {"augmnt": True}}, "data.transforms.0.augmnt: unknown key; did you mean 'augment'"),
-    ({"objective": {"name": "contrastive", "image": {"name": "pretrained"}}},
-     "objective: \"pretrained\" can only be the name of objective itself or of objective.model"),
+    ({"objective": {"name": "contrastive", "text": {"name": "pretrained"}}},
+     "objective: \"pretrained\" can only be the name of objective itself or of one of objective.image"),
 ])
 def test_what_is_wrong_is_one_line_with_its_path(changes, message, at_path, pictures):
   with pytest.raises(ConfigError, match=message):

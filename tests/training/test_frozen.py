@@ -71,10 +71,9 @@ def config(source, teacher=None, **changes):
           "optim": {"lr": 1e-2, "weight_decay": 0.1}, **changes}
 
 
-def saved(folder):
-  """The teacher in the newest checkpoint of a run, {name: array}."""
-  state = workdirs.read_state(epath.Path(folder))
-  return {name.removeprefix("teacher/"): x for name, x in state.items() if name.startswith("teacher/")}
+def wanted(source):
+  """The tensors of its image tower, {name: array}."""
+  return {name.removeprefix("image/"): x for name, x in source[1].items() if name.startswith("image/")}
 
 
 def test_the_config_says_what_the_source_is_and_takes_other_keys_over_it(source):
@@ -84,19 +83,35 @@ def test_the_config_says_what_the_source_is_and_takes_other_keys_over_it(source)
   assert frozen.resolve(resolved) == resolved
 
 
-def test_a_run_begins_with_the_sources_weights_and_never_moves_them(source, tmp_path):
-  """The run goes on when the source is gone, and its encoder comes out plain."""
+def test_a_step_moves_the_student_and_not_the_frozen_network(source):
+  run = assemble(config(source), devices=jax.devices()[:1])
+  tensors, _ = frozen.initial(run.frozen, run.abstract.state)
+  state = run.create_state(frozen=tensors)
+  before = jax.device_get(paths.flatten(state.params))
+  rng = np.random.default_rng(0)
+  batch = {name: rng.normal(size=x.shape).astype(x.dtype) for name, x in run.abstract_batch.items()}
+  batch["valid"] = np.ones(len(batch["valid"]), bool)
+  with run.use():
+    state, _ = run.step_fn()(state, jax.device_put(batch, run.batch_sharding))
+  for name, x in wanted(source).items():
+    np.testing.assert_array_equal(paths.flatten(state.state)[f"teacher/{name}"], x, err_msg=name)
+  moved = [name for name, x in paths.flatten(state.params).items() if np.any(x != before[name])]
+  assert "encoder/patch_embed/kernel" in moved and not any("teacher" in name for name in before)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_the_source_is_gone_and_its_encoder_comes_out_plain(source, tmp_path):
   gone = tmp_path / "source"
   shutil.copytree(source[0], gone)
   settings = config((str(gone), *source[1:]))
   train.train({**settings, "total_steps": 2}, str(tmp_path / "run"))
   shutil.rmtree(gone)
   train.train(settings, str(tmp_path / "run"))
-  assert json.loads((tmp_path / "run/provenance.json").read_text())[0]["frozen"]["teacher"]["path"] == str(gone)
-  want = {name.removeprefix("image/"): x for name, x in source[1].items() if name.startswith("image/")}
-  found = saved(tmp_path / "run")
-  assert found.keys() == want.keys()
-  for name, x in want.items():
+  told = json.loads((tmp_path / "run/provenance.json").read_text())[0]["frozen"]
+  assert told["teacher"]["path"] == str(gone) and len(told["teacher"]["params"]) == 64
+  found = workdirs.read_state(epath.Path(tmp_path / "run"), "teacher")
+  assert found.keys() == wanted(source).keys()
+  for name, x in wanted(source).items():
     np.testing.assert_array_equal(found[name], x, err_msg=name)
   encoder = read(str(tmp_path / "run")).encoder()
   assert encoder.objective["model"] == STUDENT

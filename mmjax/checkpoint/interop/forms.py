@@ -16,9 +16,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from mmjax.checkpoint.interop.pretrained import Node
 from mmjax.models.text import TextTransformer
 from mmjax.models.vit import ViT
+from mmjax.nn.positions import sincos_2d
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
                "gelu_fast": "gelu_tanh", "quick_gelu": "quick_gelu", "relu": "relu", "silu": "silu",
@@ -111,6 +114,28 @@ def image_size(pretrained, node: Node, path: str) -> int | list[int]:
   if seen is None:
     raise Mismatch([f"{path}.grid is not there, and no transform says how large images are"])
   return plain_size(seen)
+
+
+def with_table(pretrained):
+  """The same model with its sine-cosine positions as a table, as learned ones are, and with a position of zero for
+  a class token that has none; other models as they are.
+
+  Raises:
+    Mismatch: no transform says for how large images.
+  """
+  path, node, params = "objective.model", pretrained.objective.get("model"), dict(pretrained.params)
+  if not isinstance(node, dict) or node.get("name") != "vit":
+    return pretrained
+  node = complete(node, path)
+  if node["position"] in ("sincos", "sincos_endpoint"):
+    counts = tuple(grid(image_size(pretrained, node, path), node["patch"]))
+    table = sincos_2d(counts, node["width"], endpoint=node["position"] == "sincos_endpoint")
+    params["position"] = np.asarray(table).reshape(*counts, -1)
+    node |= {"position": "learned", "grid": list(counts)}
+  if node["position"] == "learned" and node["class_token"] and not node["class_position"]:
+    params["class_position"] = np.zeros((1, node["width"]), np.float32)
+    node["class_position"] = True
+  return pretrained.replace(objective={**pretrained.objective, "model": node}, params=params)
 
 
 def image_side(pretrained, node: Node, path: str) -> int:

@@ -90,6 +90,7 @@ def _expressed(model):
   name, reasons = model.objective["name"], []
   for form in TWO_TOWERS if name == "contrastive" else FORMS if name in ONE_TOWER else ():
     try:
+      model = forms.with_table(model)
       config = form.config(model)
     except forms.Mismatch as error:
       reasons.append((len(error.lines), f"  {form.MODEL_TYPES[0]}: " + "; ".join(error.lines)))

@@ -79,7 +79,7 @@ def config(pretrained):
   node = forms.complete(pretrained.objective["model"], path)
   activations = ("swiglu", *forms.THEIR_ACTIVATIONS)
   wrong = forms.differences(path, node, {**FORM, "activation": activations,
-                                         "pool": ("cls_mean", "cls") if node["classes"] else "cls"})
+                                         "pool": ("cls_mean", "cls") if node["classes"] else ("cls", "mean")})
   if node["layer_scale"] is None:
     wrong.append(f"{path}.layer_scale = None, it has a number")
   width, swiglu = node["width"], node["activation"] == "swiglu"

@@ -1,7 +1,8 @@
 """Hugging Face's ViT (`ViTModel`, `ViTForImageClassification`).
 
 A `ViTModel` always has a pooler. What has neither that nor a classifier is written as a
-`ViTForImageClassification` of no classes, whose "logits" are the class token.
+`ViTForImageClassification` of no classes, whose "logits" are the class token; also a model that pools by
+the mean, which is then its reader's to take.
 """
 
 from mmjax.checkpoint.interop import forms
@@ -87,7 +88,8 @@ def config(pretrained):
   """What config.json says of a model; `forms.Mismatch` where this form cannot say it."""
   path = "objective.model"
   node = forms.complete(pretrained.objective["model"], path)
-  wrong = forms.differences(path, node, {**FORM, "activation": tuple(forms.THEIR_ACTIVATIONS)})
+  pools = "cls" if node["classes"] or node["rep_dim"] else ("cls", "mean")
+  wrong = forms.differences(path, node, {**FORM, "pool": pools, "activation": tuple(forms.THEIR_ACTIVATIONS)})
   if node["classes"] and node["rep_dim"]:
     wrong.append(f"{path}.rep_dim = {node['rep_dim']}, it has None before a classifier")
   if wrong:

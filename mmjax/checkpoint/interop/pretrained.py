@@ -53,16 +53,16 @@ class Pretrained:
     return found[0]
 
   def encoder(self) -> "Pretrained":
-    """The image encoder alone: without the classifier, or the text tower.
+    """The image encoder alone: without classifier, mask token, text tower, decoder, heads or teacher.
 
     Raises:
       ValueError: there is none.
     """
     key = self.key("image")
     prefix = "" if key == "model" else f"{key}/"
-    node = {name: value for name, value in self.objective[key].items() if name != "classes"}
-    params = {name.removeprefix(prefix): x for name, x in self.params.items()
-              if name.startswith(prefix) and not name.startswith("classifier/")}
+    node = {name: value for name, value in self.objective[key].items() if name not in ("classes", "mask_token")}
+    params = {name.removeprefix(prefix): x for name, x in self.params.items() if name.startswith(prefix)}
+    params = {name: x for name, x in params.items() if not name.startswith(("classifier/", "mask_token"))}
     return self.replace(objective={"name": "encoder", "model": node}, params=params, text=(), labels=(), eos_id=None)
 
   def replace(self, **changes: Any) -> "Pretrained":

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,7 +19,7 @@ HERE = "{workdir}"  # in a converted workdir's config: where it lies, so that it
 TOKENIZER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
                    "vocab.json", "merges.txt", "spiece.model")
 AVERAGE = "teachers/ema/"  # of all parameters, which is what evaluators use where a run keeps it
-STATE = "state/"
+TEACHER = re.compile("teachers/(?:(?!ema/)[^/]+/)?(encoder/.*)")  # an EMA of the encoder, alone or among others
 # What a picture goes through where nothing is drawn at random, and what stands for a random crop there.
 IMAGE = ("Decode", "ToFloat", "Resize", "ResizeShort", "CentreCrop", "Letterbox", "CropToPatches", "Patchify",
          "Normalise")
@@ -26,6 +27,9 @@ IMAGE = ("Decode", "ToFloat", "Resize", "ResizeShort", "CentreCrop", "Letterbox"
 
 def read(path: epath.Path, step: int | None = None) -> Pretrained:
   """The model of a run: its averaged parameters where it keeps an average, else the parameters.
+
+  Where the objective has an EMA teacher of its `encoder`, that stands in the encoder's place, as it does for
+  evaluators; not with `eval_with` = "student".
 
   Raises:
     FileNotFoundError: there is no checkpoint (or not of `step`).
@@ -35,6 +39,8 @@ def read(path: epath.Path, step: int | None = None) -> Pretrained:
   flat = paths.flatten(_restored(str(path / "checkpoints"), step))
   prefix = AVERAGE if any(name.startswith(AVERAGE) for name in flat) else "params/"
   params = {name.removeprefix(prefix): x for name, x in flat.items() if name.startswith(prefix)}
+  if config["objective"].get("eval_with") != "student":
+    params |= {match[1]: x for name, x in flat.items() if (match := TEACHER.fullmatch(name))}
   image, text = transforms(config)
   text = tuple({**node, "tokenizer": node["tokenizer"].replace(HERE, str(path))} for node in text)
   return Pretrained(
@@ -42,20 +48,21 @@ def read(path: epath.Path, step: int | None = None) -> Pretrained:
       eos_id=_eos(text), origin=str(path))
 
 
-def read_state(path: epath.Path) -> dict[str, Any]:
-  """{path: array} of the objective's own state in a run's newest checkpoint, such as a codebook."""
+def read_state(path: epath.Path, part: str) -> dict[str, Any]:
+  """{path: array} of one part of the objective's own state in a run's newest checkpoint, such as a codebook."""
+  prefix = f"state/{part}/"
   with contextlib.closing(Checkpointer(str(path / "checkpoints"), read_only=True)) as checkpointer:
-    tree, _ = checkpointer.restore_as_saved(only=(STATE,))
-  return {name.removeprefix(STATE): x for name, x in paths.flatten(tree).items()}
+    tree, _ = checkpointer.restore_as_saved(only=(prefix,))
+  return {name.removeprefix(prefix): x for name, x in paths.flatten(tree).items()}
 
 
 def _restored(folder, step):
-  """Parameters and their average. A run that goes on may remove a checkpoint that is just being read; it then has
+  """Parameters and their averages. A run that goes on may remove a checkpoint that is just being read; it then has
   a newer one."""
   with contextlib.closing(Checkpointer(folder, read_only=True)) as checkpointer:
     newest = checkpointer.latest()
     try:
-      return checkpointer.restore_as_saved(step, only=("params/", AVERAGE))[0]
+      return checkpointer.restore_as_saved(step, only=("params/", "teachers/"))[0]
     except (CheckpointError, ValueError):
       if step is not None or checkpointer.latest() == newest:
         raise
