@@ -256,22 +256,3 @@ def dense_probes(*, count, size, records=512, every_percent=None, feature="image
           "train": maps("train", (label,), **scene) | {"shuffle": False},
           "data": maps("test", (label,), **scene), "every_percent": every_percent}
       for label in ("depth", "normals", "semantic")}
-
-
-def clips(split, *, count, size, frames, crop=None, preset="half", keys=("motion",), **source):
-  """A stream of the built-in dataset's clips: `video` [frames, size, size, 3], and labels.
-
-  Args:
-    crop: (low, high) area of a random crop, the same for all frames, for training.
-    preset: of the transform `Normalise`.
-    keys: what a record keeps besides, such as the label "motion" (what moves, and where to).
-    source: further arguments of `mmjax/data/sources/scenes.py`, such as objects=1.
-  """
-  resize = {"name": "RandomResizedCrop", "scale": crop} if crop else {"name": "Resize"}
-  return {
-      "source": {"name": "scenes", "split": split, "count": count, "frames": frames,
-                 "keys": ["video", *keys], **source},
-      "transforms": [{"name": "Decode", "key": "video"}, {**resize, "size": size, "key": "video"},
-                     {"name": "Normalise", "preset": preset, "key": "video"}],
-      "shuffle": split == "train",
-  }
