@@ -18,6 +18,7 @@ The session (`mmjax/training/evaluate.py`) gives an evaluator the model and the 
   features(batch, want=())     {name: array} of the modalities that the batch has: one with `image`
                                only gives `image/embed` [B, D] and no `text/embed`. The batch may
                                also be NumPy arrays that are equal on every process
+  encoder(path)                features(batch, want=()) of the image encoder of another checkpoint
   metrics(batch)               {name: Term}: the objective's own terms and metrics, train=False
   fetch(tree)                  the tree as NumPy arrays, whole, on every process
   save(name, arrays)           keeps {name: NumPy array} for the run report
@@ -53,4 +54,8 @@ left out where there is nothing to show, and an array where it is said to be opt
 `reconstructions`: pictures that a model makes, beside those it was given.
   pictures     uint8 [R, S, h, w, 3]  S = 2: given, made; S = 3: given, what was seen of it, made.
                                    Of clips some frames side by side
+
+`attention`, `feature_pca`: what the patches of a few pictures say.
+  pictures     uint8 [R, S, h, w, 3]  the picture, and S - 1 pictures of its patches
+  captions     str [S]             what each is
 """

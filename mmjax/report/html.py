@@ -41,7 +41,7 @@ def render(workdir: str) -> str:
   made = [(title, list(make(run))) for title, make in (
       ("Summary", _summary), ("Training", _training), ("Evaluation", _evaluation),
       ("Retrieved neighbours", _neighbours), ("Classes", _classes),
-      ("Reconstructions", _reconstructions), ("Parameters", _parameters),
+      ("Reconstructions", _reconstructions), ("Patches", _patches), ("Parameters", _parameters),
       ("Config", _config), ("Provenance", _provenance))]
   made.insert(1, ("Warnings", list(_warnings(run))))  # last, since the others may find problems
   return page.document(_title(run), [page.section(title, *parts) for title, parts in made if parts])
@@ -183,6 +183,11 @@ def _classes(run: runs.Run) -> Iterator[str]:
 
 def _reconstructions(run: runs.Run) -> Iterator[str]:
   yield from _kept(run, "reconstructions", kept.reconstructions)
+
+
+def _patches(run: runs.Run) -> Iterator[str]:
+  for kind in ("attention", "feature_pca"):
+    yield from _kept(run, kind, kept.strips)
 
 
 def _kept(run: runs.Run, kind: str, show, only: str | None = None) -> Iterator[str]:

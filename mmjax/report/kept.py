@@ -1,4 +1,4 @@
-"""What evaluators keep, as markup: neighbours, confusion matrices, mistakes, reconstructions.
+"""What evaluators keep, as markup: neighbours, confusion matrices, pictures.
 
 `mmjax/evals/__init__.py` describes the arrays.
 """
@@ -50,6 +50,14 @@ def reconstructions(arrays: Arrays) -> page.Html:
   """Pictures beside what was seen of them and what the model made of that, one line a record."""
   names = {2: ("input", "reconstruction"), 3: ("input", "masked", "reconstruction")}
   captions = names[arrays["pictures"].shape[1]]
+  return page.Html("".join(
+      page.row(page.picture(picture, caption) for picture, caption in zip(record, captions))
+      for record in arrays["pictures"]))
+
+
+def strips(arrays: Arrays) -> page.Html:
+  """Pictures beside what their patches say, one line a record."""
+  captions = arrays["captions"].tolist()
   return page.Html("".join(
       page.row(page.picture(picture, caption) for picture, caption in zip(record, captions))
       for record in arrays["pictures"]))

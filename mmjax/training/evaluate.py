@@ -1,13 +1,17 @@
 """Evaluation: what an evaluator may ask of a run, and the run's evaluators on their own schedules."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
+from mmjax import config as config_lib
+from mmjax.checkpoint import paths
+from mmjax.checkpoint.checkpointer import CheckpointError
+from mmjax.checkpoint.interop.read import read
 from mmjax.config import ConfigError
 from mmjax.data import loader
 from mmjax.objectives.contract import Term
@@ -33,7 +37,7 @@ class Session:
   def __init__(self, run: Run, directory: str | None = None):
     self._run = run
     self._directory = directory
-    self._functions = {}
+    self._functions, self._encoders = {}, {}
     self._params = self._state = self._teachers = None
     self._step, self._name = 0, ""
 
@@ -89,6 +93,25 @@ class Session:
   def features(self, batch: Batch, want: tuple[str, ...] = ()) -> dict[str, jax.Array]:
     """The objective's features of a batch with train=False; see `Objective.forward`."""
     return self._call(("features", tuple(want)), batch)
+
+  def encoder(self, path: str) -> Callable[..., dict[str, jax.Array]]:
+    """Another model's `features`: those of the image encoder of the checkpoint at `path`, a workdir
+    or a folder of another format. It is read once, and lies whole on every device.
+
+    Raises:
+      ValueError: it cannot be read, or has no image encoder.
+    """
+    if path not in self._encoders:
+      try:
+        model = read(path).encoder()
+      except (CheckpointError, OSError) as error:
+        raise ValueError(str(error)) from error
+      objective = config_lib.build("mmjax.objectives", model.objective, "objective")
+      params = jax.device_put(paths.nest(model.params), mesh_lib.replicated(self._run.mesh))
+      make = functools.cache(lambda want: jax.jit(make_features(objective, seed=0, want=want)))
+      self._encoders[path] = lambda batch, want=(): make(tuple(want))(
+          params, {}, {}, jax.tree.map(self._on_mesh, dict(batch)))
+    return self._encoders[path]
 
   def metrics(self, batch: Batch) -> dict[str, Term]:
     """The objective's loss terms and metrics on a batch with train=False."""
