@@ -22,7 +22,7 @@ EVERYTHING = scenes.STORED_CLIP_KEYS + ("motion",) + scenes.LABELS
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
   path = tmp_path_factory.mktemp("clips")
-  builder.prepare(Config(size=32, count=COUNT, frames=FRAMES), path, processes=2)
+  builder.prepare(Config(size=32, count=COUNT, frames=FRAMES), path, processes=1)
   return path
 
 

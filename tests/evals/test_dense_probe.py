@@ -4,7 +4,12 @@ import jax
 import numpy as np
 import pytest
 
+from configs import common
+from mmjax import config as config_lib
+from mmjax import train
 from mmjax.evals import dense_labels, dense_probe, frozen
+from mmjax.training.assemble import assemble
+from mmjax.training.evaluate import Session
 from tests.conftest import needs
 from tests.evals.fake import FakeSession, Stream
 
@@ -143,10 +148,11 @@ def test_targets_are_what_is_known_of_a_patch():
 
 @pytest.mark.parametrize("label", LABELS)
 def test_a_planted_signal_is_found_and_noise_is_the_trivial_predictor(label):
-  found = probe(label, records(64), records(24, seed=1), patches=None)
+  more = {"patches": None, "l2": 10.0 if label == "semantic" else None}
+  found = probe(label, records(64), records(24, seed=1), **more)
   blind = {**records(64), "image/tokens": records(64, seed=5)["image/tokens"]}
   noise = probe(label, blind, {**records(24, seed=1),
-                               "image/tokens": records(24, seed=6)["image/tokens"]})
+                               "image/tokens": records(24, seed=6)["image/tokens"]}, **more)
   for name in {"depth": ("rmse",), "normals": ("angle",), "semantic": ("pixel_accuracy", "miou")
                }[label]:
     trivial = found[f"{name}/{TRIVIAL[name]}"]
@@ -243,7 +249,7 @@ class Checked(FakeSession):
     ({"feature": "image/token"}, "fake.feature: .* mean 'image/tokens'"),
     ({"feature": "image/pooled"}, r"fake.feature: 'image/pooled' has the shape \[8, 3\]; tokens"),
     ({"label": "normals"}, "fake.label: the records of train have no 'normals'"),
-    ({"label": "semantic"}, r"fake.label: 'semantic' of train is float32 \[16, 16\] .* int \[H, W\]"),
+    ({"label": "semantic"}, r"fake.label: 'semantic' of train is float32 \[16, 16\] .* int \[H,"),
     ({"grid": (3, 5)}, r"fake.grid: 'image/tokens' has 16 tokens, which are not 3 rows of 5"),
     ({"grid": (1, 16)}, None),
     ({"grid": (16, 1), "feature": "image/tall"}, r"fake.grid: .*48 tokens"),
@@ -275,15 +281,37 @@ def test_records_that_tell_nothing_are_one_line_with_the_key():
     probe("semantic", same, records(12))
   more = {**records(12), "semantic": np.full((12, 16, 16), 7, np.int32)}
   with pytest.raises(ValueError, match="fake.train: has no pixel of class 7, which data has"):
-    probe("semantic", records(12), more)
+    probe("semantic", records(12), more, l2=1.0)
   with pytest.raises(ValueError, match="fake.train: has 1 records of which some cannot be held"):
     probe("depth", records(1), records(12))
 
 
 @pytest.mark.parametrize("change, message", [
     ({"label": "instance"}, "label: must be one of depth, normals, semantic, not 'instance'"),
-    ({"grid": (4,)}, "grid: must"), ({"l2": 0.0}, "l2: must"), ({"held_out": 1.0}, "held_out: must"),
-    ({"patches": 0}, "patches: must"), ({"max_records": 0}, "max_records: must")])
+    ({"grid": (4,)}, "grid: must"), ({"l2": 0.0}, "l2: must"),
+    ({"held_out": 1.0}, "held_out: must"), ({"patches": 0}, "patches: must"),
+    ({"max_records": 0}, "max_records: must")])
 def test_values_out_of_range_are_refused(change, message):
   with pytest.raises(ValueError, match=message):
     dense_probe.build(train=None, **change)
+
+
+@pytest.mark.slow
+def test_the_probes_of_a_recipe_run_on_an_untrained_encoder_without_data():
+  c = common.base(batch_size=8, total_steps=1)
+  c.objective = {"name": "encoder", "model": {
+      "name": "vit", "patch": 8, "grid": (8, 8), "width": 32, "depth": 1, "heads": 2,
+      "pool": "mean", "scan": False}}
+  c.data = common.maps("train", ("depth",), count=20, size=64, crop=(0.5, 1.0))
+  c.evals = common.dense_probes(count=20, size=64, records=8)
+  for node in c.evals.values():
+    node.update(batch_size=8, l2=1.0, data=node["train"])
+  run = assemble(config_lib.plain(c), example_data=True)  # one picture over and over
+  session, state = Session(run), run.create_state()
+  session.check(state)
+  found = train.evaluate(run, state, session)
+  assert found["depth_dense_probe/patches"] == 8 * 16
+  assert found["depth_dense_probe/records"] == 8
+  assert found["depth_dense_probe/rmse"] < found["depth_dense_probe/rmse/mean"]
+  assert found["normals_dense_probe/angle"] < found["normals_dense_probe/angle/mean"]
+  assert found["semantic_dense_probe/miou"] > found["semantic_dense_probe/miou/majority"]
