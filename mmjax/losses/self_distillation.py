@@ -29,9 +29,10 @@ def cross_entropy(target_logits, logits):
 
 
 def unused(usage):
-  """ln K - H(p): what the mean prediction p lacks of the largest entropy (MSN, arXiv:2204.07141, eq. 2).
+  """ln K - H(p): what the mean prediction p lacks of the largest entropy.
 
-  MSN maximises H, so it minimises this; 0 where all prototypes are used equally often.
+  MSN maximises H (arXiv:2204.07141, eq. 2), so it minimises this; 0 where all prototypes are used
+  equally often.
 
   Args:
     usage: [K], sums of probabilities over rows; need not sum to 1.
@@ -46,11 +47,12 @@ def unused(usage):
 
 
 def koleo(x, valid=None, *, block=BLOCK):
-  """-log of the distance to the nearest other row (Sablayrolles et al. 2019, arXiv:1806.03198, eq. 2).
+  """-log of the distance to the nearest other row.
 
-  The differential-entropy estimator of Kozachenko and Leonenko; with it DINOv2 spreads the rows of
-  a batch (arXiv:2304.07193, sec. 4). Rows are compared in blocks, and every device with its own:
-  [B / devices, block] cosines are held at once, and each device holds all rows [B, D].
+  The differential-entropy estimator of Kozachenko and Leonenko (Sablayrolles et al. 2019,
+  arXiv:1806.03198, eq. 2); with it DINOv2 spreads a batch (arXiv:2304.07193, sec. 4). Rows are
+  compared in blocks, and every device compares its own: [B / devices, block] cosines are held at
+  once, and each device holds all rows [B, D].
 
   Args:
     x: [B, D], of unit norm.
@@ -70,7 +72,7 @@ def koleo(x, valid=None, *, block=BLOCK):
 
 
 def _nearest(x, valid, block):
-  """For each row the other valid row of the largest inner product, int32 [B], and whether there is one."""
+  """For each row, which other valid one has the largest inner product, int32 [B]; is there any."""
   length = len(x)
   others = mesh_lib.constrain(x, (None, None))
   padding = -length % block

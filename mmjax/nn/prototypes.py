@@ -1,4 +1,4 @@
-"""Projection heads of self-distillation: an MLP whose unit-norm result is compared with prototypes."""
+"""Projection heads of self-distillation: an MLP, and what its result is compared with."""
 
 from flax import linen as nn
 import jax
@@ -10,7 +10,7 @@ SMALLEST_NORM = 1e-6
 
 
 def unit(x, axis=-1):
-  """`x` of length one along `axis`, float32; zeros stay zeros and give no gradient that is not finite."""
+  """`x` of length one along `axis`, float32; zeros stay zeros, with a finite gradient."""
   x = x.astype(jnp.float32)
   square = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
   return x * jax.lax.rsqrt(jnp.maximum(square, SMALLEST_NORM ** 2))
@@ -19,8 +19,8 @@ def unit(x, axis=-1):
 def prototypes_of(params):
   """The prototypes of a head's parameters: float32 [D, K], each of the K columns of length one.
 
-  This is weight normalisation (Salimans & Kingma 2016, arXiv:1602.07868, eq. 2) with the length fixed
-  at 1, as in DINO (arXiv:2104.14294, appendix C): so a logit is a cosine.
+  This is weight normalisation (Salimans & Kingma 2016, arXiv:1602.07868, eq. 2) with a length of 1,
+  as in DINO (arXiv:2104.14294, appendix C): so a logit is a cosine.
   """
   return unit(params["prototypes"]["kernel"], axis=0)
 
@@ -40,7 +40,7 @@ class ProjectionHead(nn.Module):
   """MLP, bottleneck and unit norm before the prototypes (DINO, arXiv:2104.14294, appendix C).
 
   It gives the features that are compared with the prototypes and not the logits: they have 256
-  numbers and not 65,536, and what needs logits makes them block by block (`parallel/prototypes.py`).
+  numbers and not 65,536. What needs logits makes them in blocks (`parallel/prototypes.py`).
 
   Attributes:
     prototypes: how many there are, K.

@@ -71,13 +71,14 @@ def distil(teacher, student, teacher_prototypes, prototypes, weight, bias, teach
   return Distilled(loss, lax.stop_gradient(entropy), lax.stop_gradient(target_usage), usage)
 
 
-def sinkhorn(features, prototypes, weight, temperature, iterations=3, *, dtype="float32", block=BLOCK):
+def sinkhorn(features, prototypes, weight, temperature, iterations=3, *, dtype="float32",
+             block=BLOCK):
   """Bias with which a softmax uses all prototypes equally: Sinkhorn-Knopp over the whole batch.
 
-  SwAV (Caron et al. 2020, arXiv:2006.09882, sec. 3.1) with DINOv2's order (arXiv:2304.07193, sec. 4):
-  the matrix exp(logits / temperature) is scaled to equal sums of its columns (prototypes), then of
-  its rows, `iterations` times. The last scaling of the rows is the softmax in which the bias is
-  used. In logarithms, and one pass over the logits an iteration.
+  SwAV (Caron et al. 2020, arXiv:2006.09882, sec. 3.1) in the order of DINOv2 (arXiv:2304.07193,
+  sec. 4): the matrix exp(logits / temperature) is scaled to equal sums of its columns (prototypes),
+  then of its rows, `iterations` times. The last scaling of the rows is the softmax in which the
+  bias is used. In logarithms, and one pass over the logits an iteration.
 
   Args:
     features: [B, P, D]. Sharded as in `distil`.
@@ -140,7 +141,8 @@ def _distil_forward(axes, block, dtype, student, prototypes, temperature, *const
       return tuple(map(jnp.add, usages, more)), (loss, entropy)
 
     nothing = jnp.zeros(prototypes.shape[1])
-    usages, of_rows = lax.scan(visit, (nothing, nothing), _blocks((student, teacher, weight), block))
+    rows = _blocks((student, teacher, weight), block)
+    usages, of_rows = lax.scan(visit, (nothing, nothing), rows)
     loss, entropy = (_unblocked(x, weight.shape) for x in of_rows)
     return loss, entropy, usages[0][None], usages[1][None]
 
@@ -198,7 +200,7 @@ def _logits(features, prototypes, dtype):
 
 @functools.partial(jax.jit, static_argnums=2)
 def recomputed_logits(features, prototypes, dtype):
-  """`_logits` made once more. Its name tells `training/flops.py` that this is no work of the model."""
+  """`_logits` once more. Its name tells `training/flops.py` that this is no work of the model."""
   return _logits(features, prototypes, dtype)
 
 
@@ -228,8 +230,10 @@ def _batch_axes(length):
 
 
 def _on_shards(axes, local, sharded, whole, out=None):
-  """Runs `local(*sharded, *whole)` on every device's share of the batch; `out`: how its results lie,
-  by default as the batch does."""
+  """Runs `local(*sharded, *whole)` on every device's share of the batch.
+
+  `out` says how its results lie, by default as the batch does.
+  """
   if not axes:
     return local(*sharded, *whole)
   batch = PartitionSpec(axes)

@@ -16,10 +16,12 @@ def test_the_head_is_an_mlp_with_a_result_of_unit_norm(layers):
   params = mesh_lib.unbox(head.init(jax.random.key(1), x)["params"])
   y = x
   for i in range(layers - 1):
-    y = jax.nn.gelu(y @ params[f"layer_{i}"]["kernel"] + params[f"layer_{i}"]["bias"], approximate=False)
+    layer = params[f"layer_{i}"]
+    y = jax.nn.gelu(y @ layer["kernel"] + layer["bias"], approximate=False)
   y = y @ params["bottleneck_layer"]["kernel"] + params["bottleneck_layer"]["bias"]
   got = head.apply({"params": params}, x)
-  np.testing.assert_allclose(got, y / np.linalg.norm(y, axis=-1, keepdims=True), rtol=1e-4, atol=1e-6)
+  want = y / np.linalg.norm(y, axis=-1, keepdims=True)
+  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
   assert got.shape == (2, 3, 6) and len(params) == layers + 1
 
 
