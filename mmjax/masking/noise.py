@@ -11,6 +11,7 @@ import numpy as np
 from mmjax.masking import dropped, highest
 
 COLOURS = ("red", "blue", "green", "purple")
+REACH = 3  # standard deviations after which a blur ends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +23,8 @@ class Noise:
     green   band-pass   G_fine W - G_coarse W      patches of some tokens, evenly spread
     purple  band-stop   W - (G_fine W - G_coarse W)
 
-  The paper prepares larger patterns and takes random crops of them; here each row filters its own,
-  twice as large a side so that its edges do not meet. Any number of sides.
+  The paper prepares large patterns and takes random crops of them; here each row filters its own
+  noise, which is larger than the grid by the reach of the blur. The grid may have frames.
 
   Attributes:
     colour: a name of `COLOURS`.
@@ -33,7 +34,7 @@ class Noise:
 
   colour: str = "green"
   ratio: float = 0.75
-  fine: float = 0.5
+  fine: float = 0.75
   coarse: float = 2.0
   guided: ClassVar[str | None] = None
 
@@ -45,25 +46,26 @@ class Noise:
 
   def __call__(self, keys, grid, guide=None):
     size = math.prod(grid)
-    sides = tuple(2 * side for side in grid)
-    gain = self._gain(sides)
+    margin = math.ceil(REACH * self.coarse)
 
     def scores(key):
-      white = jnp.fft.rfftn(jax.random.normal(key, sides))
-      noise = jnp.fft.irfftn(white * gain, sides)
-      return noise[tuple(slice(side) for side in grid)].reshape(size)
+      white = jax.random.normal(key, tuple(side + 2 * margin for side in grid))
+      fine, coarse = blur(white, self.fine, margin), blur(white, self.coarse, margin)
+      white = white[tuple(slice(margin, margin + side) for side in grid)]
+      return {"red": coarse, "blue": white - fine, "green": fine - coarse,
+              "purple": white - (fine - coarse)}[self.colour].reshape(size)
 
     return highest(jax.vmap(scores)(keys), dropped(size, self.ratio))
 
-  def _gain(self, sides):
-    """The filter at the frequencies of `rfftn`; of a Gaussian it is a Gaussian."""
-    axes = [np.fft.fftfreq(side) for side in sides[:-1]] + [np.fft.rfftfreq(sides[-1])]
-    squared = sum(axis ** 2 for axis in np.meshgrid(*axes, indexing="ij"))  # cycles a token
-    fine, coarse = (np.exp(-2 * (math.pi * deviation) ** 2 * squared)
-                    for deviation in (self.fine, self.coarse))
-    gain = {"red": coarse, "blue": 1 - fine, "green": fine - coarse,
-            "purple": 1 - (fine - coarse)}[self.colour]
-    return jnp.asarray(gain, jnp.float32)
+
+def blur(x: jax.Array, deviation: float, margin: int) -> jax.Array:
+  """`x` under a Gaussian of standard deviation `deviation`, smaller by `margin` on all sides."""
+  for axis, side in enumerate(x.shape):
+    offset = np.arange(side) - np.arange(margin, side - margin)[:, None]
+    kernel = np.exp(-0.5 * (offset / deviation) ** 2)
+    kernel = jnp.asarray(kernel / kernel.sum(axis=1, keepdims=True), x.dtype)
+    x = jnp.moveaxis(jnp.tensordot(kernel, x, (1, axis), precision="highest"), 0, axis)
+  return x
 
 
 build = Noise

@@ -14,7 +14,7 @@ from mmjax import config, masking
 from mmjax.masking.attentive import Attentive
 from mmjax.masking.block import Block, NONE, cover
 from mmjax.masking.hard_patch import HardPatch
-from mmjax.masking.noise import COLOURS, Noise
+from mmjax.masking.noise import COLOURS, Noise, blur
 from mmjax.masking.random import Random
 from mmjax.masking.text_guided import TextGuided
 from mmjax.masking.tube import Tube
@@ -33,7 +33,7 @@ MASKS = {  # name: (mask, grid, tokens dropped, by hand)
     "harder": (HardPatch(0.5), GRID, 32),
     "text_guided": (TextGuided(0.5), GRID, 32), "not of the text": (TextGuided(0.5, "low"), GRID, 32),
     "variable": (Variable(), GRID, 32),
-    **{colour: (Noise(colour, coarse=1.5), GRID, 48) for colour in COLOURS}}
+    **{colour: (Noise(colour, fine=0.5, coarse=1.5), GRID, 48) for colour in COLOURS}}
 
 
 def keys(rows, seed=0):
@@ -160,8 +160,17 @@ def test_colour_noise_has_its_spectrum(drawn):
   # Bounds are about half-way between what comes out and 1: thresholding brings in other frequencies.
   assert low[red] > 3 and middle[red] < 1.2 and high[red] < 0.6
   assert low[blue] < 0.8 and middle[blue] < 0.9 and high[blue] > 1.15
-  assert middle[green] > max(1.1, low[green]) and high[green] < 0.85
-  assert middle[purple] < min(0.9, low[purple]) and high[purple] > 1.1
+  assert low[green] < 0.95 and middle[green] > 1.06 and high[green] < 0.95
+  assert low[purple] > 1.1 and middle[purple] < 0.9 and high[purple] > 1.08
+
+
+def test_blur_is_scipys():
+  from scipy import ndimage  # a dependency of jax
+  x = np.random.default_rng(0).normal(size=(14, 15, 16)).astype(np.float32)
+  reference = ndimage.gaussian_filter(x, 1.5, radius=6, mode="constant")[6:-6, 6:-6, 6:-6]
+  found = blur(x, 1.5, 6)  # whose Gaussian ends at the array's edge, at least 4 deviations away
+  assert found.shape == reference.shape == (2, 3, 4)
+  np.testing.assert_allclose(found, reference, atol=2e-4)
 
 
 def test_variable_masks_hide_what_a_truncated_normal_says(drawn):
