@@ -3,7 +3,7 @@
 A file binds `build` to a frozen dataclass whose fields are the config's keys and whose method
 `run(session) -> {metric: float}` does the evaluation. Metric names carry no evaluator name. What a
 metric is to be held against stands beside it: `top1`, `top1/chance`; `i2t/R@1/ceiling`. The fields
-`data` and `train` are streams, which the config gives like the run's own `data`.
+`data`, `train` and `reference` are streams, which the config gives like the run's own `data`.
 
 An evaluator may also have `check(session)`, which is called before anything is trained and raises
 ConfigError at a setting that cannot work.

@@ -283,7 +283,7 @@ def _evaluations(nodes: Node, eval_stream: Stream | Mixture | None, example_data
     every = config_lib.check(node.pop("every_steps", None), int | None, f"{path}.every_steps")
     if every is not None and every < 1:
       raise ConfigError(f"{path}.every_steps: must be at least 1 (none: only at the end), not {every}")
-    for key in ("data", "train"):
+    for key in ("data", "train", "reference"):
       stream = node.pop(key, None)
       if stream is not None:
         node[key] = streams.finite_stream(stream, f"{path}.{key}", example_data)

@@ -1,5 +1,7 @@
 """Fréchet distance: its formula, what it compares, and the encoder of another checkpoint."""
 
+import dataclasses
+
 from etils import epath
 import jax
 import numpy as np
@@ -99,14 +101,15 @@ def test_the_encoder_of_another_checkpoint_gives_the_features(tmp_path):
   path = str(tmp_path / "encoder")
   workdir.write(Pretrained(objective={"name": "encoder", "model": node},
                            params=paths.flatten(params)), epath.Path(path))
-  run = assemble(tiny.config(pairs))
-  evaluated = Session(run)
+  run = assemble(tiny.config(pairs, evals={"frechet": {
+      "reference": {"source": {"name": "arrays", "path": pairs}}, "encoder": path,
+      "batch_size": 32}}))
+  evaluated, evaluator = Session(run), run.evaluations[0].evaluator
   with run.use():
     got = evaluated.encoder(path)(batch)["image/pooled"]
     want = jax.jit(encoder.apply)({"params": params}, batch["image"])[0]
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
-    evaluator = Frechet(reference=run.eval_stream, encoder=path, batch_size=32)
     evaluator.check(evaluated)
     assert abs(evaluator.run(evaluated)["distance"]) < 1e-6  # of the stream from itself
     with pytest.raises(ValueError, match="evals..encoder: .*nowhere"):
-      Frechet(reference=run.eval_stream, encoder=path + "/nowhere").check(evaluated)
+      dataclasses.replace(evaluator, encoder=path + "/nowhere").check(evaluated)
