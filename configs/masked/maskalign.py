@@ -5,11 +5,11 @@
     --config.objective.target.teacher.from=clip-vit-base-patch16
 
 The student sees the patches to which the teacher attends, and nothing stands for the others. The
-teacher's last five blocks are predicted from learned mixtures of all of the student's.
+teacher's last five blocks are predicted from learned mixtures of all of the student's. `uta` is
+Unmasked Token Alignment (Liu et al. 2024, arXiv:2405.19009): half of the patches, in blocks, and
+the cosine to the teacher's last tokens in the space where images meet texts.
 
-Variants: b16, l16, smoke, uta, uta_smoke (see `masked/maskdistill` for the teachers). `uta` is
-  Unmasked Token Alignment (Liu et al. 2024, arXiv:2405.19009): half of the patches in blocks, and
-  the cosine to the teacher's last tokens in the space of texts.
+Variants: b16, l16, smoke, uta (B/16), uta_smoke (teachers as in `masked/maskdistill`).
 Published: B/16 after 200 epochs, 85.4% ImageNet fine-tuned; UTA B/16, 77.0% zero-shot.
 Differs here: the class token is not aligned, so UTA gives no zero-shot classifier by itself; the
   built-in data unless replaced.

@@ -1,0 +1,157 @@
+"""MaskDistill, EVA-02, MaskAlign, UTA: whose features are predicted, where, from what; exact steps."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax import config as config_lib
+from mmjax.checkpoint import paths
+from mmjax.nn.patch import patchify
+from mmjax.objectives.contract import Context
+from mmjax.parallel import mesh as mesh_lib
+from mmjax.training.gradients import loss_and_grad
+
+ROWS, PIXELS, PATCH, GRID, SEEN = 8, 32, 8, (4, 4), 4
+RECIPES = ("masked/maskdistill:smoke", "masked/eva02:smoke", "masked/maskalign:smoke",
+           "masked/maskalign:uta_smoke")
+WIDTH = 32  # of the teacher; the student's is half of it
+
+
+@functools.cache
+def begin(recipe):
+  """The recipe's objective, smaller, with random parameters and another random teacher's state."""
+  node = config_lib.load(recipe)["objective"]
+  node["encoder"].update(width=WIDTH // 2, heads=2, patch=PATCH)
+  node["target"]["teacher"].update(width=WIDTH, heads=2, depth=2, patch=PATCH, grid=[*GRID], out_dim=12)
+  if node["encoder"].get("grid"):
+    node["encoder"]["grid"] = [*GRID]
+  if "decoder" in node:
+    node["decoder"]["width"] = WIDTH
+  objective = config_lib.build("mmjax.objectives", node, "objective")
+  shapes = jax.eval_shape(objective.init, jax.random.key(0), batch())
+  rng = np.random.default_rng(0)
+  draw = lambda path, x: (rng.normal(size=x.shape, scale=0.2).astype(np.float32)
+                          + ("scale" in jax.tree_util.keystr(path)))
+  params, state = jax.tree_util.tree_map_with_path(draw, mesh_lib.unbox(shapes))
+  state["target"]["teacher"]["trunk"]["layers"]["attention"]["query"]["kernel"] *= 8  # far from even
+  return objective, params, state
+
+
+def batch(rows=ROWS):
+  rng = np.random.default_rng(1)
+  return {"image": rng.normal(size=(rows, PIXELS, PIXELS, 3)).astype(np.float32),
+          "row": np.stack([np.zeros(rows), np.arange(rows)], 1).astype(np.uint32),
+          "valid": np.arange(rows) != 3}
+
+
+@functools.cache
+def seen_and_predicted(recipe):
+  """The features of a training pass, and how strongly predictions depend on each patch [B, N]."""
+  objective, params, state = begin(recipe)
+
+  def total(image):
+    data = {**batch(), "image": image}
+    features = objective.forward(Context(jnp.int32(0), state, {}), params, data)[0]
+    return sum(jnp.sum(jnp.sin(x)) for x in features["predictions"].values()), features
+
+  slope, features = jax.jit(jax.grad(total, has_aux=True))(batch()["image"])
+  return jax.device_get(features), np.abs(patchify(slope, (PATCH, PATCH))).sum(axis=(2, 3, 4))
+
+
+@functools.cache
+def of_teacher(recipe):
+  """What the teacher says of the whole pictures."""
+  objective, _, state = begin(recipe)
+  want = ("tokens", "layer/0", "layer/1", "attention")
+  run = lambda: objective.target.teacher.apply(
+      {"params": state["target"]["teacher"]}, batch()["image"], want=want)[1]
+  return jax.device_get(jax.jit(run)())
+
+
+def standardised(x):
+  return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_target_is_what_the_papers_say_of_this_teacher(recipe):
+  found, state = of_teacher(recipe), begin(recipe)[2]
+  features = seen_and_predicted(recipe)[0]
+  if "maskdistill" in recipe:
+    want = standardised(found["tokens"])
+  elif recipe == "masked/maskalign:smoke":
+    want = np.concatenate([standardised(found[f"layer/{i}"][:, 1:]) for i in (0, 1)], axis=-1)
+  else:
+    want = found["tokens"] @ state["target"]["teacher"]["projection"]["kernel"]
+  places = features["places"]
+  want = np.take_along_axis(want, places[:, :, None], axis=1)
+  np.testing.assert_allclose(features["target"], want, atol=2e-4)
+  assert features["predictions"]["prediction"].shape == want.shape
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_student_sees_nothing_of_a_masked_patch_and_the_teacher_all(recipe):
+  """Gradients with respect to masked pixels are exactly zero; what is predicted lies there, or, where
+  nothing is reconstructed, in the patches that are seen."""
+  features, slope = seen_and_predicted(recipe)
+  masked = features["masked"]
+  np.testing.assert_array_equal(slope[masked], 0)
+  assert (slope[~masked] > 0).all()
+  at_places = np.take_along_axis(masked, features["places"], axis=1)
+  assert at_places.all() if "maskalign" not in recipe else not at_places.any()
+
+
+def test_maskalign_keeps_the_patches_to_which_the_teacher_attends():
+  """Drawn in proportion to attention. A mask that ignores it keeps a quarter of it on average."""
+  recipe = "masked/maskalign:smoke"
+  attention = of_teacher(recipe)["attention"].mean(1)[:, 0, 1:]
+  places = seen_and_predicted(recipe)[0]["places"]
+  assert places.shape == (ROWS, SEEN)
+  share = np.take_along_axis(attention, places, axis=1).sum(1) / attention.sum(1)
+  assert share.mean() > 2 * SEEN / 16
+
+
+@functools.cache
+def gradient(recipe, micro_batches=1, mesh=None):
+  objective, params, state = begin(recipe)
+
+  @jax.jit
+  def run(params, state, data):
+    ctx = Context(jnp.int32(0), state, {}, seed=3)
+    return loss_and_grad(objective, ctx, params, data, micro_batches=micro_batches)
+
+  if mesh is None:
+    return jax.device_get(run(params, state, batch()))
+  mesh = mesh_lib.make_mesh(data=mesh[0], fsdp=mesh[1])
+  boxed = jax.eval_shape(objective.init, jax.random.key(0), batch())
+  (params_at, state_at), _ = mesh_lib.tree_shardings(mesh, None, boxed)
+  assert any("fsdp" in str(leaf.spec) for leaf in jax.tree.leaves(state_at))
+  with mesh_lib.use(mesh):
+    return jax.device_get(run(jax.device_put(params, params_at), jax.device_put(state, state_at),
+                              jax.device_put(batch(), mesh_lib.batch_sharding(mesh))))
+
+
+def assert_same(ours, whole):
+  """Float32 sums in another order, relative to the largest entry of each array."""
+  assert np.isfinite(whole[1].loss) and whole[1].loss > 0
+  np.testing.assert_allclose(ours[1].loss, whole[1].loss, rtol=1e-5)
+  for x, y in zip(jax.tree.leaves(ours[0]), jax.tree.leaves(whole[0]), strict=True):
+    np.testing.assert_allclose(x, y, rtol=0, atol=2e-5 * max(np.abs(y).max(), 1e-3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("how", [dict(micro_batches=4), dict(mesh=(2, 4))], ids=["parts", "devices"])
+def test_a_step_is_that_of_its_micro_batches_and_of_eight_devices(recipe, how):
+  assert_same(gradient(recipe, **how), gradient(recipe))
+
+
+@pytest.mark.slow
+def test_every_parameter_of_the_student_learns():
+  """MaskAlign's mixtures too; the teacher is no parameter."""
+  grads = gradient("masked/maskalign:smoke")[0]
+  assert set(grads) == {"encoder", "decoder"}
+  still = [name for name, leaf in paths.flatten(grads).items() if not np.abs(leaf).max() > 0]
+  assert set(still) <= {"encoder/final_norm/scale", "encoder/final_norm/bias"}  # blocks are mixed
