@@ -24,7 +24,7 @@ def show(stream, rows: int, save: str | None = None) -> None:
   Args:
     stream: a Stream or a Mixture.
     rows: how many rows to read.
-    save: write the first pictures, side by side, to this PNG.
+    save: write the first pictures (or frames, or large views), side by side, to this PNG.
 
   Raises:
     ValueError: pictures are to be saved and there are none.
@@ -57,10 +57,17 @@ def _show_texts(parts, records) -> None:
     print(f"  row {row}: {tokenizer.decode([int(t) for t in tokens[mask]])}")
 
 
+def _pictures(record):
+  """The image [H, W, C] of a record, the frames of its video, or its large views."""
+  if "image" in record:
+    return [record["image"]]
+  return next((list(record[key]) for key in ("video", "global_views") if key in record), [])
+
+
 def _save_pictures(records, save: str) -> None:
   """Each picture is stretched to its own range, since normalisation has moved it."""
-  images = [r["image"].astype(np.float32) for r in records[:4 * COLUMNS]
-            if r["valid"] and "image" in r]
+  images = [image.astype(np.float32) for r in records if r["valid"] for image in _pictures(r)]
+  images = images[:4 * COLUMNS]
   if not images:
     raise ValueError(f"--save={save}: no picture among the first {len(records)} rows")
   tiles = [255 * (x - x.min()) / max(1e-6, float(np.ptp(x))) for x in images]

@@ -9,6 +9,7 @@ import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
 
+from mmjax.data import inspect
 from mmjax.data import stream
 from mmjax.data import transforms as T
 from mmjax.data.scenes import attributes, builder, motion, records, render, sample
@@ -209,3 +210,11 @@ def test_wrong_argument_is_named(wrong, message):
   for make in (scenes.build, scenes.example):
     with pytest.raises(ValueError, match=message):
       make(count=3, **wrong)
+
+
+def test_frames_of_clips_are_saved_side_by_side(tmp_path, capsys):
+  steps = (T.Decode("video"), T.Normalise("half", key="video"), T.Keep(("video",)))
+  clips = stream.Stream(scenes.example(size=32, frames=FRAMES), steps)
+  inspect.show(clips, rows=3, save=str(tmp_path / "clips.png"))
+  assert PIL.Image.open(tmp_path / "clips.png").size == (8 * 32, 2 * 32)  # 12 frames, 8 a line
+  assert "video        float32 [4, 32, 32, 3]" in capsys.readouterr().out
