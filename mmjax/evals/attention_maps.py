@@ -17,6 +17,9 @@ DARKEST = 0.1  # brightness of what is not looked at
 class AttentionMaps:
   """The last block's attention to the patches of the first records, as in DINO (arXiv:2104.14294).
 
+  Each map in the report goes from its own darkest to its own brightest; how far apart these are, the
+  entropy tells.
+
   Attributes:
     data: the stream, or None for the run's own evaluation stream.
     query: who looks: "prefix", the first token before the patches (the class token); "mean", the
@@ -75,8 +78,9 @@ def entropy(maps: np.ndarray) -> np.ndarray:
 
 
 def _lit(picture, values, size):
-  """A picture lit where one looks: uint8 [h, w, 3]."""
-  light = values / max(values.max(), 1e-12)
+  """A picture lit where one looks most, and dark where least: uint8 [h, w, 3]."""
+  spread = values.max() - values.min()
+  light = (values - values.min()) / spread if spread > 0 else np.ones_like(values)
   light = token_pictures.enlarge(light[:, :, None], size, "bilinear").reshape(*size, 1) / 255
   return np.rint(picture * (DARKEST + (1 - DARKEST) * light)).astype(np.uint8)
 
