@@ -50,7 +50,8 @@ class SelfDistillation(Objective):
   Memory: what couples rows reads features of `bottleneck` numbers, and logits are made from them
   block by block (see `parallel/prototypes.py`), so that K may be large.
 
-  Features in evaluation are those of `Encoder` of the whole `image` [B, H, W, C].
+  Features in evaluation are those of `Encoder`, of the whole `image` [B, H, W, C] or, where there is
+  none, of the first global view.
 
   Attributes:
     encoder: a module called as `ViT` is; a view is what it pools.
@@ -171,9 +172,10 @@ class SelfDistillation(Objective):
     features, stats = {}, {}
     if "global_views" in batch:
       features, stats = self._compare_views(ctx, params, batch)
-    if "image" in batch and not ctx.train:
+    if not ctx.train:
       source = ctx.teachers[TEACHER] if self.eval_with == TEACHER else params
-      features |= Encoder(self.encoder).forward(ctx, source["encoder"], batch)[0]
+      whole = batch if "image" in batch else {"image": batch["global_views"][:, 0]}
+      features |= Encoder(self.encoder).forward(ctx, source["encoder"], whole)[0]
     return features, stats
 
   def _compare_views(self, ctx, params, batch):
@@ -341,7 +343,9 @@ class SelfDistillation(Objective):
     return {part: math.log(self._count(part)) for part in self._parts if part in self.losses}
 
   def collapsed_below(self, batch_size):
-    return monitors.collapsed_below(batch_size, self.encoder.width, prototypes=True)
+    # Of a ViT, or of a CNN's last stage.
+    width = getattr(self.encoder, "width", None) or self.encoder.widths[-1]
+    return monitors.collapsed_below(batch_size, width, prototypes=True)
 
   @property
   def _parts(self):
