@@ -115,10 +115,11 @@ def test_tubes_are_equal_over_frames_and_other_masks_of_a_clip_are_not(drawn):
 
 
 def test_block_masks_are_blocks_but_for_the_end_of_the_last():
-  def of_row(key):
-    order = cover(key, (12, 14), 67, 16, 0.3)
-    return order, masking.highest(-order[None], 67).masked[0]
-  orders, masked = map(np.asarray, jax.jit(jax.vmap(of_row), compiler_options=QUICK)(keys(32)))
+  mask, grid, count = Block(0.4), (12, 14), 68
+  orders, masked = jax.jit(lambda keys: (
+      jax.vmap(lambda key: cover(key, grid, count, mask.least, mask.aspect))(keys),
+      mask(keys, grid).masked), compiler_options=QUICK)(keys(32))
+  orders, masked = np.asarray(orders), np.asarray(masked)
   for order, hidden in zip(orders, masked):
     covered = order.reshape(12, 14)
     last = np.max(order, where=order < NONE, initial=0)
@@ -133,10 +134,10 @@ def test_block_masks_are_blocks_but_for_the_end_of_the_last():
       assert (covered[new] <= number).all()  # a rectangle, on top of which the earlier ones lie
       before |= new
     np.testing.assert_array_equal(before, covered < NONE)
-    assert (order < last).sum() < 67 <= (order < NONE).sum() and hidden.sum() == 67
+    assert (order < last).sum() < count <= (order < NONE).sum() and hidden.sum() == count
     of_last = np.flatnonzero(order == last)
     assert hidden[order < last].all() and not hidden[order == NONE].any()
-    left = 67 - (order < last).sum()
+    left = count - (order < last).sum()
     np.testing.assert_array_equal(np.flatnonzero(hidden & (order == last)), of_last[-left:])
 
 
