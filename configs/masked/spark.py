@@ -29,7 +29,7 @@ def get_config(arg=None):
       "name": "masked", "encoder": encoder, "mask": {"name": "random", "ratio": 0.6},
       "target": {"name": "pixels"}, "head": False,
       "decoder": {"name": "unet_decoder", "stages": stages, "patch": cell,
-                  "width": encoder["widths"][-1], "dtype": encoder.get("dtype", "float32")}}
+                  "width": 32 if smoke else encoder["widths"][-1], "dtype": encoder.get("dtype", "float32")}}
   c.data = common.images("train", count=count, size=pixels, crop=(0.67, 1.0))
   c.eval_data = common.images("test", count=count, size=pixels)
   c.evals = {"loss": {"name": "loss", "every_percent": 25},
