@@ -40,8 +40,8 @@ class FakeScenes:
 
   name, digest = "fake", "0"
 
-  def __init__(self, captions):
-    self.captions = captions
+  def __init__(self, captions, keys, frames):
+    self.captions, self.keys, self.frames = captions, keys, frames
 
   def class_names(self, key):
     return attributes.SHAPES if key == "shape" else None
@@ -50,18 +50,29 @@ class FakeScenes:
     return 4000  # about as many as the built-in train split has of one object
 
   def __getitem__(self, i):
-    file = io.BytesIO()
-    Image.fromarray(np.full((64, 64, 3), i % 256, np.uint8)).save(file, "JPEG")
-    return {"id": str(i), "image": file.getvalue(), "num_objects": 1,
-            "caption": [f"a {kind} of a red cube" for kind in self.captions],
-            "colour": i % 8, "shape": i % 6, "colour_shape": i % 48}
+    grey = lambda kind, *channels: np.full((64, 64, *channels), i % 256, kind)
+    record = {"id": str(i), "image": _file(grey(np.uint8, 3), "JPEG"), "num_objects": 1,
+              "caption": [f"a {kind} of a red cube" for kind in self.captions],
+              "colour": i % 8, "shape": i % 6, "colour_shape": i % 48}
+    maps = {"depth": grey(np.uint16), "normals": grey(np.uint8, 3), "semantic": grey(np.uint8) % 8}
+    record |= {key: _file(x, "PNG") for key, x in maps.items()}
+    record |= {"video": self.frames * [record["image"]], "moves": i % 2, "direction": i % 4,
+               "motion": i % 8}
+    return {key: record[key] for key in self.keys}
+
+
+def _file(pixels, kind):
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, kind)
+  return file.getvalue()
 
 
 @pytest.fixture
 def fake_scenes(monkeypatch):
   @functools.wraps(scenes.build)  # so that a config's keys are checked against the real signature
-  def build(captions=attributes.COMPLETE_CAPTIONS, **rest):
-    return FakeScenes(captions)
+  def build(captions=attributes.COMPLETE_CAPTIONS, keys=None, frames=1, **rest):
+    own = scenes.KEYS if frames == 1 else scenes.CLIP_KEYS
+    return FakeScenes(captions, keys or own, frames)
 
   monkeypatch.setattr(scenes, "build", build)
 
@@ -105,6 +116,7 @@ def test_variant_assembles_and_its_model_gives_its_features(
     features = jax.eval_shape(
         make_features(run.objective, seed=0), run.abstract.params, run.abstract.state,
         run.abstract.teachers, run.abstract_batch)
+  kind = run.settings.objective.get("input", "image")
   if run.settings.objective["name"] == "classification":
     assert features["logits"].shape == (batch_size, run.objective.model.classes)
   elif run.settings.objective["name"] == "contrastive":
@@ -112,13 +124,13 @@ def test_variant_assembles_and_its_model_gives_its_features(
     assert image.shape == text.shape == (batch_size, run.objective.text.out_dim)
     assert features["logit_scale"].shape == ()
   else:  # pretraining on pictures or videos alone
-    assert features["image/embed"].shape[0] == batch_size
+    assert features[f"{kind}/embed"].shape[0] == batch_size
   assert {x.dtype for x in features.values()} == {np.dtype("float32")}
   assert {x.dtype for x in jax.tree.leaves(run.abstract.params)} == {np.dtype("float32")}
   for evaluation in run.evaluations:
     stream = evaluation.evaluator.data or run.eval_stream
-    label = getattr(evaluation.evaluator, "label", "image")
-    assert {label, "image"} <= set(stream.spec), evaluation.name
+    label = getattr(evaluation.evaluator, "label", kind)
+    assert {label, kind} <= set(stream.spec), evaluation.name
 
 
 @pytest.mark.parametrize("name", RECIPES)

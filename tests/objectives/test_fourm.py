@@ -52,6 +52,25 @@ def context(state, train=True):
   return Context(step=jnp.int32(0), state=state, teachers={}, seed=3, train=train)
 
 
+@jax.jit
+def look(made, batch):
+  """The loss, its gradient in the parameters and in the pixels that are shown; and what led to it."""
+  params, state = made
+  ctx = context(state)
+
+  def loss(params, image):
+    features, _ = OBJECTIVE.forward(ctx, params, {**batch, "image": image})
+    terms, _ = OBJECTIVE.terms(ctx, params, features, batch)
+    weights = OBJECTIVE.weights(ctx.step)
+    row = OBJECTIVE.divide(ctx, batch, OBJECTIVE.ids(state, batch))
+    return sum(weights[name] * term.mean for name, term in terms.items()), (terms, features, row)
+
+  (value, (terms, features, row)), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(
+      params, batch["image"])
+  return {"loss": value, "terms": terms, "grads": grads[0], "pixels": grads[1], "features": features,
+          "row": row}
+
+
 @functools.partial(jax.jit, static_argnums=2)
 def gradient(made, batch, micro_batches=1):
   params, state = made
@@ -78,8 +97,13 @@ def made(batch):
 
 
 @pytest.fixture(scope="module")
+def seen(made, batch):
+  return jax.device_get(look(made, batch))
+
+
+@pytest.fixture(scope="module")
 def whole(made, batch):
-  return gradient(made, batch)
+  return jax.device_get(gradient(made, batch))
 
 
 def same(got, want, tolerance=2e-5):
@@ -87,27 +111,28 @@ def same(got, want, tolerance=2e-5):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=2e-6), got, want)
 
 
-def test_every_valid_row_predicts_as_many_tokens_as_the_config_says(whole):
-  terms = whole[2]
+def test_every_valid_row_predicts_as_many_tokens_as_the_config_says(seen):
+  terms = seen["terms"]
   assert sorted(terms) == ["depth", "semantic", "text"]
   assert sum(float(term.weight) for term in terms.values()) == 10 * (ROWS - 1)
 
 
-def test_the_loss_is_the_weighted_mean_over_modalities_of_means_over_tokens(whole):
-  _, loss, terms = whole
-  mean = {name: float(term.sum / term.weight) for name, term in terms.items()}
-  same(float(loss), (mean["depth"] + 2 * mean["semantic"] + mean["text"]) / 3)
+def test_the_loss_is_the_weighted_mean_over_modalities_of_means_over_tokens(seen):
+  mean = {name: term.sum / term.weight for name, term in seen["terms"].items()}
+  same(seen["loss"], (mean["depth"] + 2 * mean["semantic"] + mean["text"]) / 3)
 
 
-def test_gradient_reaches_every_parameter(whole):
+def test_gradient_reaches_every_parameter(seen):
   grads = {jax.tree_util.keystr(path): np.abs(x).max()
-           for path, x in jax.tree_util.tree_leaves_with_path(whole[0])}
+           for path, x in jax.tree_util.tree_leaves_with_path(seen["grads"])}
   # Softmax does not change with what is added to all keys.
   assert not [path for path, x in grads.items() if x < 1e-6 and "'key'" not in path]
 
 
-def test_two_micro_batches_equal_one_step(made, batch, whole):
+@pytest.mark.slow
+def test_two_micro_batches_equal_one_step(made, batch, whole, seen):
   same(gradient(made, batch, 2), whole)
+  same(whole, (seen["grads"], seen["loss"], seen["terms"]))
 
 
 @pytest.mark.slow
@@ -115,29 +140,15 @@ def test_eight_devices_equal_one(made, batch, whole):
   mesh = mesh_lib.make_mesh(data=2, fsdp=4)
   with mesh_lib.use(mesh, mesh_lib.RULES):
     placed = jax.device_put(batch, mesh_lib.batch_sharding(mesh, mesh_lib.RULES))
-    same(jax.device_get(gradient(made, placed)), jax.device_get(whole))
+    same(jax.device_get(gradient(made, placed)), whole)
 
 
-def test_a_bad_record_changes_nothing(made, batch, whole):
+def test_a_bad_record_changes_nothing(made, batch, seen):
   other = {name: x.copy() for name, x in batch.items()}
   other["image"][3], other["semantic"][3], other["text"][3] = 9.0, 1, 4
-  same(gradient(made, other), whole, 1e-7)
-
-
-@pytest.fixture(scope="module")
-def looked(made, batch):
-  """Features and division of the rows, and the gradient of the targets' hidden states in the pixels."""
-  params, state = made
-  ctx = context(state)
-
-  def energy(image):
-    features, _ = OBJECTIVE.forward(ctx, params, {**batch, "image": image})
-    row = OBJECTIVE.divide(ctx, batch, OBJECTIVE.ids(state, batch))
-    hidden = jnp.square(features["decoder/hidden"]) * features["there"][..., None]
-    return jnp.sum(hidden), (features, row)
-
-  grad, (features, row) = jax.jit(jax.grad(energy, has_aux=True))(batch["image"])
-  return grad, features, row
+  again = look(made, other)
+  for name in ("loss", "terms", "grads"):
+    same(again[name], seen[name], 1e-7)
 
 
 def own(index, sizes, name):
@@ -148,16 +159,16 @@ def own(index, sizes, name):
   return found[:, start:start + sizes[name]]
 
 
-def test_what_is_not_shown_has_no_gradient(looked, batch):
-  grad, _, row = looked
+def test_what_is_not_shown_has_no_gradient(seen, batch):
+  row = seen["row"]
   shown = own(row.index, OBJECTIVE.decoder(batch).input_sizes, "image")
-  patches = np.abs(patchify(grad, (4, 4))).max((2, 3, 4))
+  patches = np.abs(patchify(seen["pixels"], (4, 4))).max((2, 3, 4))
   assert row.there.all() and shown.any() and not shown.all()
-  assert (patches[shown] > 0).all() and (patches[~shown] == 0).all()
+  assert (patches[shown & batch["valid"][:, None]] > 0).all() and (patches[~shown] == 0).all()
 
 
-def test_no_token_is_both_shown_and_predicted(looked, batch):
-  decoder, row = OBJECTIVE.decoder(batch), looked[2]
+def test_no_token_is_both_shown_and_predicted(seen, batch):
+  decoder, row = OBJECTIVE.decoder(batch), seen["row"]
   assert row.target_there.all()
   for name in ("depth", "semantic"):
     shown = own(row.index, decoder.input_sizes, name)
@@ -165,9 +176,9 @@ def test_no_token_is_both_shown_and_predicted(looked, batch):
     assert shown.any() and told.any() and not (shown & told).any()
 
 
-def test_the_loss_of_a_modality_moves_with_its_own_targets_only(made, batch, looked):
+def test_the_loss_of_a_modality_moves_with_its_own_targets_only(made, batch, seen):
   params, state = made
-  features = looked[1]
+  features = seen["features"]
 
   @jax.jit
   def means(ids):
@@ -204,18 +215,19 @@ def test_what_is_shown_tells_what_is_hidden(made):
     one["depth"] = np.broadcast_to(np.where(far, 18.0, 1.2), one["depth"].shape).astype(np.float32)
     one["image"] = one["image"] / 4 + 2 * far.astype(np.float32) - 1
     one["row"][:, 1] += step * 1000
-    grads, _, terms = gradient((params, state), one)
-    updates, opt_state = update(grads, opt_state)
+    one = look((params, state), one)
+    updates, opt_state = update(one["grads"], opt_state)
     params = optax.apply_updates(params, updates)
-    losses.append(float(terms["depth"].mean))
+    losses.append(float(one["terms"]["depth"].mean))
   assert np.mean(losses[-20:]) < 0.35
 
 
 def test_the_encoder_is_a_plain_vit_in_evaluation(made, batch):
   params, state = made
-  features, _ = OBJECTIVE.forward(context(state, train=False), params, {"image": batch["image"]})
-  pooled, _ = VIT.apply({"params": params["encoder"]}, batch["image"])
-  same(features["image/pooled"], pooled)
+  got, want = jax.jit(lambda params, image: (
+      OBJECTIVE.forward(context(state, train=False), params, {"image": image})[0],
+      VIT.apply({"params": params["encoder"]}, image)[0]))(params, batch["image"])
+  same(got["image/pooled"], want)
   shapes = jax.eval_shape(VIT.init, jax.random.key(0), batch["image"])["params"]
   assert jax.tree.structure(mesh_lib.unbox(shapes)) == jax.tree.structure(params["encoder"])
 
