@@ -22,6 +22,6 @@ def get_config(arg=None):
     c = ijepa.smoke()
   else:
     c = ijepa.published(common.SIZES["b"], 16, total_epochs=600)
-    c.optim.schedule.warmup_percent = 2.5  # 15 epochs
+    c.optim.schedule = {"name": "cosine", "warmup_percent": 2.5}  # 15 epochs
   c.objective.regularise = {name: WEIGHT * weight for name, weight in TERMS.items()}
   return c
