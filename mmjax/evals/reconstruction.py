@@ -49,13 +49,15 @@ class Reconstruction:
     """Raises ConfigError if batches have no such input, or the model makes no pictures."""
     batch = session.abstract_batch(self.data, self.batch_size)
     if self.input not in batch:
-      raise session.error("input", f"the records have no {self.input!r} (there: {', '.join(batch)})")
+      raise session.error(
+          "input", f"the records have no {self.input!r} (there: {', '.join(batch)})")
     try:
       found = jax.eval_shape(functools.partial(session.features, want=self._want), batch)
     except ValueError as error:
       raise session.error("input", str(error)) from error
     if self._want[0] not in found:
-      raise session.error("input", f"the model gives no {self._want[0]!r}; it gives {', '.join(found)}")
+      raise session.error(
+          "input", f"the model gives no {self._want[0]!r}; it gives {', '.join(found)}")
 
   def run(self, session) -> dict[str, float]:
     """`psnr`; beside it that of the mean colour of all that is seen (`psnr/mean`), and of a
@@ -116,8 +118,10 @@ def psnr(truth: np.ndarray, picture: np.ndarray) -> float:
 
 
 def _levels(stream, key: str):
-  """Maps pixels as the model has them to 0 (black) .. 1 (white), clipped; floats without a transform
-  `Normalise` are taken to be so already."""
+  """Maps pixels as the model has them to 0 (black) .. 1 (white), clipped.
+
+  Floats of a stream without the transform `Normalise` are taken to be so already.
+  """
   names = lambda transform: (transform.key,) if isinstance(transform.key, str) else transform.key
   normalise = next((dataclasses.replace(t, key=key) for t in getattr(stream, "transforms", ())
                     if isinstance(t, image_transforms.Normalise) and key in names(t)), None)

@@ -127,8 +127,8 @@ class ViT(nn.Module):
       raise ValueError(f"ViT.position = {self.position!r} has no form for videos; take 'learned', "
                        "'sincos' or 'none'.")
     if self.grid is not None and len(sides(self.grid)) != len(sides(self.patch)):
-      raise ValueError(f"ViT.grid = {self.grid} and ViT.patch = {self.patch} must both be of images, "
-                       "(rows, columns), or both of videos, (frames, rows, columns).")
+      raise ValueError(f"ViT.grid = {self.grid} and ViT.patch = {self.patch} must both be of images "
+                       "(rows, columns) or both of videos (frames, rows, columns).")
     super().__post_init__()
 
   def grid_of(self, shape):
@@ -241,7 +241,7 @@ class ViT(nn.Module):
     return x, rotary
 
   def _hide(self, x, masked):
-    """[B, N, D] with the mask token where bool [B, N] is True. The parameter is there in any case."""
+    """[B, N, D] with the mask token where bool [B, N] is True; the parameter is there at any rate."""
     if not self.mask_token:
       if masked is not None:
         raise ValueError("ViT: `masked` patches need ViT.mask_token=True.")
@@ -278,9 +278,9 @@ class ViT(nn.Module):
       return None
     if grid != sides(self.grid) and self.resample is None:
       times = lambda counts: "x".join(map(str, counts))
-      raise ValueError(f"The image has {times(grid)} patches, but ViT.grid declares learned positions "
-                       f"for {times(sides(self.grid))} (ViT.resample says how to bring them to other "
-                       "images).")
+      raise ValueError(f"The image has {times(grid)} patches, but ViT.grid declares learned "
+                       f"positions for {times(sides(self.grid))} (ViT.resample says how to bring "
+                       "them to other images).")
     table = self._resampled(self._learned(), grid[-2:]).reshape(-1, self.width)
     if len(grid) == 2:
       return table

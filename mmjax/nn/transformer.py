@@ -259,7 +259,7 @@ class Transformer(nn.Module):
     return x[:, :length], features
 
   def _attention_weights(self, number, x, padding, rotary, segments):
-    """Those of a block from what it gets, computed once more: the loop holds none of [B, H, L, L]."""
+    """Those of a block from what it gets, once more: the loop itself holds none of [B, H, L, L]."""
     layers = mesh_lib.unbox(self.variables["params"]["layers"])
     params = jax.tree.map(lambda stacked: stacked[number], layers)
     block = self._block(parent=None)  # of its own, since the name in here is taken

@@ -44,7 +44,7 @@ class Masked(Objective):
   the target}. The mask of a row follows from (seed, row) by the name "mask".
 
   Features in evaluation, of the whole input: those of `Encoder` ("image/pooled", "image/embed", and
-  what else is wanted), under the name of the input. If wanted, and the target can be seen as pixels:
+  what else is wanted), under the name of the input. If wanted, and if the target is pixels:
   "image/reconstruction" [B, H, W, C], the input with predictions where it was masked, and
   "image/masked" bool [B, H, W, 1], these places, and "image/unlearned" [B, H, W, C], the same with
   predictions of zero; alike "video/...".
@@ -80,7 +80,7 @@ class Masked(Objective):
   head: bool = True
   input: str = "image"
   loss_predictor: nn.Module | None = None
-  momentum: dict = dataclasses.field(default_factory=lambda: {"start": 0.999})
+  momentum: dict = dataclasses.field(default_factory=lambda: {"start": 0.999}, hash=False)
   beta: float = 1.0
 
   def __post_init__(self):
@@ -93,11 +93,11 @@ class Masked(Objective):
       raise ValueError(f"encoder.mask_token: {self.encoder.mask_token} with hide={self.hide!r}; "
                        "hide='token' needs it, hide='drop' has no use for it")
     if self.hide == "drop" and self.predict != "seen" and self.decoder is None:
-      raise ValueError(f"decoder: is missing; with hide='drop' and predict={self.predict!r} somebody "
-                       "must make tokens for what the encoder did not see")
+      raise ValueError(f"decoder: is missing; with hide='drop' and predict={self.predict!r} it makes "
+                       "the tokens that the encoder did not see")
     if (self.mask.guided == "loss") != (self.loss_predictor is not None):
-      raise ValueError(f"loss_predictor: {self.loss_predictor and 'is given'} with a mask guided by "
-                       f"{self.mask.guided!r}; it goes with one guided by 'loss', and only with it")
+      raise ValueError("loss_predictor: goes with a mask guided by 'loss', and only with it; this one "
+                       f"is guided by {self.mask.guided!r}")
     if self.loss_predictor is not None and self.predict != "masked":
       raise ValueError(f"predict: {self.predict!r}; loss_predictor ranks the masked tokens")
     if self.beta <= 0:
@@ -141,7 +141,8 @@ class Masked(Objective):
     costs = {name: self._loss(x, features["target"]) for name, x in features["predictions"].items()}
     terms = {name: weigh(cost, weight) for name, cost in costs.items()}
     if self.loss_predictor is not None:
-      terms["ranking"] = weigh(losses.ranking(features["expected"], costs[PREDICTION]), batch["valid"])
+      ranking = losses.ranking(features["expected"], costs[PREDICTION])
+      terms["ranking"] = weigh(ranking, batch["valid"])
     return terms, {}
 
   def teachers(self, params):
@@ -214,8 +215,8 @@ class Masked(Objective):
     return self.mask(keys, grid, guide)
 
   def _encode(self, params, batch, mask=None, keys=None, train=False):
-    """The encoder's features of what it sees (without a mask all): "tokens" [B, K or N, D], "prefix"
-    and what the decoder asks for (`decoder.want`)."""
+    """The encoder's features of what it sees, without a mask of all: "tokens" [B, K or N, D],
+    "prefix" [B, P, D] and what the decoder asks for (`decoder.want`)."""
     hidden = {} if mask is None else (
         {"keep": mask.keep} if self.hide == "drop" else {"masked": mask.masked})
     want = ("tokens", "prefix", *getattr(self.decoder, "want", ()))
@@ -241,8 +242,9 @@ class Masked(Objective):
     pictures = self._named(PICTURES)
     want = tuple(name.replace(f"{self.input}/", "image/", 1) for name in ctx.want
                  if name not in pictures)
+    ctx = dataclasses.replace(ctx, want=want)
     features, _ = Encoder(self.encoder).forward(
-        dataclasses.replace(ctx, want=want), params["encoder"], {**batch, "image": batch[self.input]})
+        ctx, params["encoder"], {**batch, "image": batch[self.input]})
     return {name.replace("image/", f"{self.input}/", 1): x for name, x in features.items()}
 
   def _pictures(self, ctx, params, batch):
@@ -267,7 +269,8 @@ class Masked(Objective):
 
 
 def _loss_head(dtype):
-  return Linear((1,), ("embed", "prediction"), dtype=str(dtype))
+  """Without a bias: it would change no ranking."""
+  return Linear((1,), ("embed", "prediction"), use_bias=False, dtype=str(dtype))
 
 
 def _take(x, places):

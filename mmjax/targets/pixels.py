@@ -41,8 +41,8 @@ class Pixels:
 
   def __call__(self, state, batch, grid, guide=None):
     if guide is not None:
-      raise ValueError(f"target: pixels have no {guide} for the mask to go by; take a target with a "
-                       "teacher, or a mask that is not guided")
+      raise ValueError(f"target: pixels have no {guide} for the mask to go by; take a target with "
+                       "a teacher, or a mask that is not guided")
     patches = self._patches(batch, grid)
     if self.normalise:
       mean, deviation = _moments(patches)
@@ -80,12 +80,12 @@ class Pixels:
     """Sides of a patch: the picture's divided by the grid's."""
     sides = x.shape[1:-1]
     if len(sides) != len(grid) or any(side % count for side, count in zip(sides, grid)):
-      raise ValueError(f"target.key: {self.key!r} of {'x'.join(map(str, sides))} does not divide into "
-                       f"the encoder's grid of {'x'.join(map(str, grid))}")
+      raise ValueError(f"target.key: {self.key!r} of {'x'.join(map(str, sides))} does not divide "
+                       f"into the encoder's grid of {'x'.join(map(str, grid))}")
     patch = tuple(side // count for side, count in zip(sides, grid))
     if self.frames is not None and (len(patch) != 3 or self.frames > patch[0]):
-      raise ValueError(f"target.frames: {self.frames} of a patch of {'x'.join(map(str, patch))}; it "
-                       "is for patches of at least so many frames")
+      raise ValueError(f"target.frames: {self.frames} of a patch of {'x'.join(map(str, patch))}; "
+                       "it is for patches of at least so many frames")
     return patch
 
 
