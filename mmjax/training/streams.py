@@ -140,10 +140,13 @@ def abstract_batch(stream: Stream | Mixture, batch_size: int) -> Node:
 
 def check_vocabulary(objective: Any, stream: Stream | Mixture) -> None:
   """A tokenizer with more ids than the model has embeddings would be clamped silently."""
-  room = getattr(getattr(objective, "text", None), "vocab", None)
+  rooms = getattr(objective, "vocabularies", {})  # {path in the objective's config: ids}
+  if hasattr(getattr(objective, "text", None), "vocab"):
+    rooms = {"text.vocab": objective.text.vocab}
   parts = getattr(stream, "streams", (stream,))
   for name in {t.tokenizer for part in parts for t in part.transforms if hasattr(t, "tokenizer")}:
     size = tokenizers.load(name).vocab_size
-    if room is not None and size > room:
-      raise ConfigError(f"objective.text.vocab: {room} is too small for the tokenizer {name!r}, "
-                        f"which has {size} ids")
+    for path, room in rooms.items():
+      if size > room:
+        raise ConfigError(f"objective.{path}: {room} is too small for the tokenizer {name!r}, "
+                          f"which has {size} ids")

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from mmjax.objectives.fourm import FourM
 from mmjax.parallel import mesh as mesh_lib
 from mmjax.targets.depth_bins import DepthBins
 from mmjax.targets.patch_class import PatchClass
+from mmjax.training import streams
 from mmjax.training.gradients import loss_and_grad
 
 ROWS, SIDE, LENGTH, VOCAB = 8, 16, 6, 20
@@ -258,6 +260,13 @@ def test_bad_input_is_one_line_that_names_the_key(changes, batch, message):
     objective = dataclasses.replace(OBJECTIVE, **changes)
     jax.eval_shape(objective.init, jax.random.key(0), batch)
   assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_text_tokenizer_of_more_ids_than_the_table_says_is_named():
+  stream = types.SimpleNamespace(transforms=(types.SimpleNamespace(tokenizer="bytes"),))
+  with pytest.raises(ConfigError, match=r"objective\.modalities\.text\.vocab: 20 is too small for the "
+                     "tokenizer 'bytes', which has 259 ids"):
+    streams.check_vocabulary(OBJECTIVE, stream)
 
 
 @pytest.mark.parametrize("values, message", [
