@@ -1,8 +1,10 @@
 """Use of a tokenizer's codes over a stream: how many are used, and how evenly."""
 
 import dataclasses
+import functools
 from typing import Any
 
+import jax
 import numpy as np
 
 IDS, VOCABULARY = "image/ids", "image/vocabulary"
@@ -29,17 +31,20 @@ class Codebook:
     if self.max_records is not None and self.max_records < 1:
       raise ValueError(f"max_records: must be at least 1, or None for all, not {self.max_records}")
 
-  def run(self, session) -> dict[str, float]:
-    """See the class.
+  def check(self, session) -> None:
+    """Raises ConfigError if the objective makes no ids; nothing is computed."""
+    features = functools.partial(session.features, want=(IDS, VOCABULARY))
+    try:
+      jax.eval_shape(features, session.abstract_batch(self.data, self.batch_size))
+    except ValueError as error:
+      raise session.error("name", f"the objective has no tokenizer whose ids it gives; asked for "
+                                  f"{IDS!r}, it says: {error}") from error
 
-    Raises:
-      ValueError: the objective has no ids, or no record of the stream is valid.
-    """
+  def run(self, session) -> dict[str, float]:
+    """See the class; ValueError if no record of the stream is valid."""
     uses, seen = None, 0
     for batch in session.batches(self.data, self.batch_size):
       features = session.features(batch, (IDS, VOCABULARY))
-      if IDS not in features:
-        raise session.error("name", f"the objective gives no {IDS!r}; it has no tokenizer")
       found, size, valid = session.fetch((features[IDS], features[VOCABULARY], batch["valid"]))
       counted = np.bincount(found[valid].reshape(-1), minlength=int(size))
       uses, seen = counted if uses is None else uses + counted, seen + int(valid.sum())

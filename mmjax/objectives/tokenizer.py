@@ -128,11 +128,14 @@ class Tokenizer(Objective):
       terms["adversarial"] = term(adversarial.generator(features["fooled"]))
       terms["critic/real"] = term(adversarial.hinge_real(features["real"]))
       terms["critic/fake"] = term(adversarial.hinge_fake(features["fake"]))
-    count = ctx.state["uses"]["count"]
+    return terms, {}
+
+  def couple(self, ctx, params, features, batch):
+    """No term, but once a step how many codes are in use, by the averages before it."""
+    count, one = ctx.state["uses"]["count"], jnp.float32(1)
     used = jnp.mean(count > self.revive_below * jnp.mean(count))
-    one = jnp.float32(1)
-    return terms, {"codes_perplexity": Term(quantize.perplexity(count), one),
-                   "codes_used": Term(used, one)}
+    return {}, {"codes_perplexity": Term(quantize.perplexity(count), one),
+                "codes_used": Term(used, one)}
 
   def update(self, ctx, stats):
     uses = ctx.state["uses"]

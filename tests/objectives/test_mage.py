@@ -1,0 +1,116 @@
+"""MAGE: what is masked nobody sees, its ids are the loss, and what it generates are pictures."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmjax.generate import masked_iterative
+from mmjax.masking.variable import Variable
+from mmjax.models.masked_decoder import MaskedDecoder
+from mmjax.models.palette import Palette
+from mmjax.models.vit import ViT
+from mmjax.objectives.contract import Context
+from mmjax.objectives.mage import Mage
+from mmjax.parallel import mesh as mesh_lib
+from mmjax.training.gradients import loss_and_grad
+
+ROWS, PIXELS, GRID = 16, 8, (4, 4)
+ENCODER = dict(patch=1, width=16, depth=1, heads=2, class_token=True, pool="mean",
+               position="sincos")
+# float32 sums in another order; the values are of order one.
+TOLERANCE = dict(rtol=2e-5, atol=2e-6)
+
+
+def mage(**changes):
+  return Mage(**{"encoder": ViT(**ENCODER), "decoder": MaskedDecoder(width=16, depth=1, heads=2),
+                 "tokenizer": Palette(patch=2, levels=3), "mask": Variable(), **changes})
+
+
+def make_batch():
+  rng = np.random.default_rng(0)
+  valid = np.arange(ROWS) != 3
+  image = rng.uniform(-1, 1, (ROWS, *GRID, 3)).astype(np.float32).repeat(2, 1).repeat(2, 2)
+  return {"image": image * valid[:, None, None, None], "valid": valid,
+          "row": np.stack([np.zeros(ROWS), np.arange(ROWS)], 1).astype(np.uint32)}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def gradient(objective, params, state, batch, micro_batches=1):
+  ctx = Context(step=jnp.int32(0), state=state, teachers={}, seed=3)
+  return loss_and_grad(objective, ctx, params, batch, micro_batches=micro_batches)
+
+
+def same(a, b):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **TOLERANCE), jax.device_get(a),
+               jax.device_get(b))
+
+
+@pytest.fixture(scope="module")
+def case():
+  objective, batch = mage(), make_batch()
+  params, state = mesh_lib.unbox(jax.jit(objective.init)(jax.random.key(0), batch))
+  return objective, params, state, batch, gradient(objective, params, state, batch)
+
+
+def test_eight_devices_with_micro_batches_equal_one(case):
+  objective, params, state, batch, whole = case
+  mesh = mesh_lib.make_mesh(data=2, fsdp=4)
+  with mesh_lib.use(mesh):
+    placed = jax.device_put(batch, mesh_lib.batch_sharding(mesh))
+    same(gradient(objective, params, state, placed, 2), whole)
+
+
+def test_loss_is_over_all_masked_tokens_of_valid_rows(case):
+  objective, _, _, batch, (grads, outcome) = case
+  ctx = Context(step=0, state={}, teachers={}, seed=3)
+  masked = np.asarray(objective.mask(ctx.keys("mask", batch), GRID).masked)
+  assert len(set(masked.sum(1))) > 2  # the ratio varies
+  assert float(outcome.terms["cross_entropy"].weight) == masked[batch["valid"]].sum()
+  for name in ("encoder", "decoder", "table"):
+    assert max(np.abs(g).max() for g in jax.tree.leaves(grads[name])) > 1e-4, name
+
+
+def test_ids_that_are_masked_influence_no_prediction(case):
+  objective, params, _, batch, _ = case
+  ids = objective.tokenizer.ids({}, batch["image"])
+  mask = objective.mask(jax.random.split(jax.random.key(0), ROWS), GRID)
+  predict = jax.jit(lambda ids: objective._predict(params, ids, mask.masked, GRID, mask))
+  logits, other = predict(ids), (ids + 1) % objective.tokenizer.codes
+  np.testing.assert_array_equal(logits, predict(jnp.where(mask.masked, other, ids)))
+  assert np.abs(logits - predict(other)).max() > 1e-3  # what is not masked does
+
+
+def test_generated_pictures_have_the_colours_of_the_palette(case):
+  objective, params, state, _, _ = case
+  make = functools.partial(masked_iterative.pictures, objective, params, state, grid=GRID, steps=3)
+  pictures = jax.jit(make)(jax.random.split(jax.random.key(1), 2))
+  assert pictures.shape == (2, PIXELS, PIXELS, 3)
+  assert set(np.unique(pictures)) <= {-1.0, 0.0, 1.0}
+  assert len(np.unique(np.asarray(pictures).reshape(-1, 3), axis=0)) > 3  # all not the same
+
+
+def test_features_in_evaluation(case):
+  objective, params, state, batch, _ = case
+  ctx = Context(step=0, state=state, teachers={}, train=False,
+                want=("image/ids", "image/tokens", "image/vocabulary", "image/reconstruction"))
+  features = jax.eval_shape(lambda: objective.forward(ctx, params, batch)[0])
+  assert jax.tree.map(jnp.shape, features) == {
+      "image/pooled": (ROWS, 16), "image/embed": (ROWS, 16), "image/tokens": (ROWS, 16, 16),
+      "image/ids": (ROWS, 16), "image/vocabulary": (), "image/reconstruction": batch["image"].shape}
+  ctx = dataclasses.replace(ctx, want=())
+  bare = jax.eval_shape(lambda: objective.forward(ctx, params, batch)[0])
+  assert set(bare) == {"image/pooled", "image/embed"}
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(encoder=ViT(**{**ENCODER, "patch": 2})), "encoder.patch: must be 1"),
+    (dict(encoder=ViT(**{**ENCODER, "class_token": False})), "encoder: needs class_token=True"),
+    (dict(smoothing=1.0), "smoothing: must be at least 0"),
+])
+def test_bad_settings_are_named(changes, message):
+  with pytest.raises(ValueError, match=message):
+    mage(**changes)
