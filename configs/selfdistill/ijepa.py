@@ -39,13 +39,8 @@ def smoke():
   c = common.base(batch_size=64, total_steps=200)
   c.objective = _objective((64, 2, 2), 8, (32, 2, 2), scan=False)
   c.objective.momentum.start = 0.98  # with 0.996 so few steps would hardly move the teacher
-  c.data = common.images("train", count=2_000, size=64, crop=(0.3, 1.0), objects=1)
-  c.eval_data = common.images("validation", count=2_000, size=64, objects=1)
-  probes = common.probes(count=2_000, size=64)
-  c.evals = {"shape": probes["shape_linear_probe"], "colour": probes["colour_linear_probe"],
-             "loss": {"name": "loss", "every_percent": 50, "batch_size": 64}}
+  c = common.on_images(c, "smoke")
   c.optim.weight_decay = 0.04
-  c.checkpoint.every_steps, c.log_every_steps = 100, 20
   return c
 
 

@@ -18,33 +18,22 @@ def get_config(arg=None):
   smoke = arg == "smoke"
   pixels, patch = (64, 8) if smoke else (224, 16)
   width, depth, heads = (64, 2, 2) if smoke else common.SIZES["s"]
-  length = {"total_steps": 200} if smoke else {"total_epochs": 1000}
-  c = common.base(batch_size=64 if smoke else 2048, **length)
+  c = common.base(batch_size=2048, total_epochs=1000)
   trunk = {"scan": False} if smoke else {"dtype": "bfloat16", "remat": "full"}
   c.objective = {
       "name": "joint_embedding",
       "encoder": {"name": "vit", "patch": patch, "width": width, "depth": depth, "heads": heads,
                   "pool": "mean", "position": "sincos", **trunk},
-      "expander": {"name": "expander", "widths": [256] * 3 if smoke else [8192] * 3}}
-  preset = "half" if smoke else "imagenet"
-  c.data = views(2_000, pixels, preset, objects=1) if smoke else views(20_000, pixels, preset)
-  probes = common.probes(count=2_000 if smoke else 20_000, size=pixels, preset=preset,
-                         every_percent=None if smoke else 10)
-  c.evals = {"shape": probes["shape_linear_probe"], "colour": probes["colour_linear_probe"]
-             } if smoke else probes
+      "expander": {"name": "expander", "widths": [256] * 3 if smoke else [8192] * 3,
+                   "dtype": "float32" if smoke else "bfloat16"}}
   c.optim.weight_decay = 0.05
-  c.optim.schedule = {"name": "cosine", "warmup_percent": 10 if smoke else 1}  # 10 of 1000 epochs
-  if smoke:
-    c.checkpoint.every_steps, c.log_every_steps = 100, 20
-  return c
-
-
-def views(count, pixels, preset, **source):
-  """Two views of each picture, augmented as in the paper's appendix C.1."""
-  stream = common.images("train", count=count, size=pixels, keys=("global_views",), **source)
+  c.optim.schedule = {"name": "cosine", "warmup_percent": 1}  # 10 epochs
+  c = common.on_images(c, arg, preset="imagenet")
+  del c.evals.loss, c.eval_data  # the terms are of two views
   crops = {"name": "MultiCrop", "global_size": pixels, "global_scale": (0.08, 1.0),
            "local_views": 0}
-  stream["transforms"] = [{"name": "Decode"}, crops,
-                          {"name": "Normalise", "preset": preset, "key": "global_views"},
-                          stream["transforms"][-1]]
-  return stream
+  c.data.transforms = [  # appendix C.1
+      {"name": "Decode"}, crops,
+      {"name": "Normalise", "preset": "imagenet", "key": "global_views"},
+      {"name": "Keep", "keys": ["global_views"]}]
+  return c
