@@ -4,13 +4,14 @@
   python -m benchmarks.masking --device=gpu --size=l16     # the paper's ViT-L, bfloat16
 
 The first row is a ViT on all tokens, a share of them replaced by mask tokens, with a linear head
-(SimMIM). The others are MAE: the same ViT on the visible tokens alone, and a decoder of half its width
-and a third of its depth on all, the proportions of the paper's ViT-L and decoder. Each is the step of
-`mmjax train` (forward, backward, AdamW) on random images that lie in memory; FLOPs are those of
-`mmjax/training/flops.py`. The steps take turns in one process, so that other work on the machine slows
-all, and shares are of the quickest repeat: in CPU-seconds of all threads on a CPU, else in seconds.
+(SimMIM). The others are MAE: the same ViT on the visible tokens alone, and a decoder of half its
+width and a third of its depth on all, the proportions of the paper's ViT-L and decoder. Each is the
+step of `mmjax train` (forward, backward, AdamW) on random images in memory; FLOPs are those of
+`mmjax/training/flops.py`. The steps take turns in one process, so that other work on the machine
+slows all, and shares are of the quickest repeat: in CPU-seconds of all threads on a CPU, else in
+seconds.
 
-The last line is JSON; `share_of_time` and `share_of_flops` are those of each ratio to the first row.
+The last line is JSON: `share_of_flops` and `share_of_time` of each row in the first.
 """
 
 import argparse

@@ -2,10 +2,10 @@
 
 A mask is a frozen dataclass of numbers, called with one PRNG key a row and the token grid:
 
-    mask(keys [B], grid, guide=None) -> Mask          grid = (rows, columns) or (frames, rows, columns)
+    mask(keys [B], grid, guide=None) -> Mask      grid = (rows, columns) or (frames, rows, columns)
 
-Its counts follow from its numbers and the grid alone, so that shapes are static. `guide` float [B, N]
-says per token what a guided mask goes by (`guided` names it: "attention", "loss" or "text").
+Its counts follow from its numbers and the grid alone, so that shapes are static. `guide` float
+[B, N] says per token what a guided mask goes by (`guided` names it: "attention", "loss" or "text").
 """
 
 import math
@@ -53,8 +53,8 @@ def dropped(size: int, ratio: float, key: str = "ratio") -> int:
   """
   count = size - math.floor(round(size * (1 - ratio), 9))  # 0.1 + 0.2 is a little more than 0.3
   if not 0 < count < size:
-    raise ValueError(f"{key}={ratio}: masks {count} of {size} tokens; at least one must be masked and "
-                     "one seen")
+    raise ValueError(f"{key}={ratio}: masks {count} of {size} tokens; at least one must be masked "
+                     "and one seen")
   return count
 
 
@@ -67,12 +67,12 @@ def highest(scores: jax.Array, count: int) -> Mask:
 
 
 def choose(scores: jax.Array, count: int, drop: str) -> Mask:
-  """Masks the `count` tokens of the highest (`drop` "high") or lowest ("low") scores of each row."""
+  """Masks `count` tokens of the highest (`drop` "high") or lowest ("low") scores in each row."""
   return highest(scores if drop == "high" else -scores, count)
 
 
 def inside(corner: jax.Array, size: jax.Array, grid: tuple) -> jax.Array:
-  """bool [N]: which tokens lie in the block of `size` [2] with its upper left token at `corner` [2]."""
+  """bool [N]: which tokens are in the block of `size` [2] with its upper left one at `corner` [2]."""
   row, column = jnp.divmod(jnp.arange(math.prod(grid)), grid[1])
   row, column = row - corner[0], column - corner[1]
   return (row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])
@@ -81,11 +81,11 @@ def inside(corner: jax.Array, size: jax.Array, grid: tuple) -> jax.Array:
 def check_guide(name: str, what: str, guide: jax.Array | None, size: int) -> None:
   """Raises ValueError unless `guide` is [B, size]; `what` the mask `name` needs it to be."""
   if guide is None:
-    raise ValueError(f"mask.name={name!r}: goes by {what}, which nothing in this objective gives; take "
-                     "a target that does, or a mask that is not guided")
+    raise ValueError(f"mask.name={name!r}: goes by {what}, which nothing in this objective gives; "
+                     "take a target that does, or a mask that is not guided")
   if guide.ndim != 2 or guide.shape[1] != size:
-    raise ValueError(f"mask.name={name!r}: {what} of shape {list(guide.shape)} for {size} tokens; it "
-                     "must be one number a token")
+    raise ValueError(f"mask.name={name!r}: {what} of shape {list(guide.shape)} for {size} tokens; "
+                     "it must be one number a token")
 
 
 def restore(mask: Mask, seen: jax.Array, filling: jax.Array) -> jax.Array:

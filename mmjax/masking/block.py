@@ -42,8 +42,8 @@ class Block:
     size = math.prod(grid)
     count = dropped(size, self.ratio)
     if count < self.least:
-      raise ValueError(f"least={self.least}: a block has more tokens than the {count} of {size} that "
-                       f"ratio={self.ratio} masks")
+      raise ValueError(f"least={self.least}: a block has more tokens than the {count} of {size} "
+                       f"that ratio={self.ratio} masks")
     order = jax.vmap(lambda key: cover(key, grid, count, self.least, self.aspect))(keys)
     return highest(-order, count)
 

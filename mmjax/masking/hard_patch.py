@@ -12,7 +12,7 @@ from mmjax.masking import check_guide, dropped, highest
 
 @dataclasses.dataclass(frozen=True)
 class HardPatch:
-  """Masks a growing share of the patches where the loss is predicted to be highest, others at random.
+  """Masks a growing share of patches where the loss is predicted to be highest, others at random.
 
   From easy to hard: of the masked patches the share `start + (final - start) * step / ramp_steps`
   (at most `final`) are hard. `guide` is the predicted loss, on any scale.

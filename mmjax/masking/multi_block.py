@@ -1,15 +1,15 @@
 """Multi-block masks (I-JEPA, Assran et al. 2023, arXiv:2301.08243, sec. 3 and app. A.1).
 
 Several target blocks, which may overlap each other, are predicted from one large block without the
-targets' tokens. The geometry is that of the released collator: one uniform number gives a block both
-its scale and its aspect, and a corner is drawn from `size of the grid - size of the block` places a
-side, so that no block reaches the last row or column.
+targets' tokens. The geometry is that of the released collator: one uniform number gives a block
+both its scale and its aspect, and a corner is drawn from `size of the grid - size of the block`
+places a side, so that no block reaches the last row or column.
 
-Where the collator cuts all sets to the shortest of the batch, the counts here are fixed: each target
+Where the collator cuts all sets to the shortest of the batch, the counts here are fixed: a target
 keeps the first tokens of its block, as many as the smallest block has, and the context its first
-`context * N`. Where less is left of the context's block, it takes tokens from around it, and only if
-all that is no target is too little (dense targets on a small grid) tokens of targets; the collator
-relaxes its context in the same case.
+`context * N`. Where less is left of the context's block, it takes tokens from around it, and only
+if all that is no target is too little (dense targets on a small grid) tokens of targets; the
+collator relaxes its context in the same case.
 """
 
 import dataclasses
@@ -60,7 +60,8 @@ class MultiBlock:
 
   Attributes:
     targets: number T of target blocks.
-    target_scale, target_aspect: (least, greatest) share of the grid of a target block; rows / columns.
+    target_scale: (least, greatest) share of the grid that a target block takes.
+    target_aspect: (least, greatest) rows / columns of a target block.
     context_scale: share of the grid of the context's block, which is as square as the grid allows.
     context: share of the grid that the context keeps. A quarter is about the shortest of 128 images
       of 16 x 16 tokens, to which the released code would cut them.
@@ -90,7 +91,7 @@ class MultiBlock:
     per_target = int(sizes.prod(axis=1).min())
     count = math.floor(math.prod(grid) * self.context)
     if not count:
-      raise ValueError(f"context={self.context}: leaves nothing of {grid[0]}x{grid[1]} tokens to see")
+      raise ValueError(f"context={self.context}: leaves none of {grid[0]}x{grid[1]} tokens to see")
 
     def of_row(key):
       for_targets, for_context = jax.random.split(key)
@@ -110,8 +111,8 @@ class MultiBlock:
     scale = getattr(self, key)
     sizes = np.array([block_size(i / SIZES, scale, aspect, grid) for i in range(SIZES)])
     if sizes.min() < 1:
-      raise ValueError(f"{key}={scale}: a block may have no token on a grid of {grid[0]}x{grid[1]}; "
-                       "it needs a larger share, or smaller patches")
+      raise ValueError(f"{key}={scale}: a block may have no token on a grid of {grid[0]}x{grid[1]}"
+                       "; it needs a larger share, or smaller patches")
     return sizes
 
 

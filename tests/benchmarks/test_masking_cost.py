@@ -10,7 +10,7 @@ from mmjax.training import assemble
 
 
 def by_hand(case, seen, masked, decoder):
-  """FLOPs, forward and backward (3 x 2 a multiply-add): 12 D^2 a token and layer, and attention's."""
+  """FLOPs, forward and backward (6 a multiply-add): 12 D^2 a token and layer, and attention's."""
   d, pixels = case.width, 3 * case.patch ** 2
   layer = lambda width, tokens: 12 * width ** 2 * tokens + 2 * tokens ** 2 * width
   embedding = 2 / 3 * case.tokens * pixels * d  # of all patches; images need no gradient
@@ -22,7 +22,7 @@ def by_hand(case, seen, masked, decoder):
 
 
 def test_a_step_of_mae_at_75_percent_has_at_most_half_the_flops(monkeypatch):
-  monkeypatch.setattr(assemble.Run, "create_state", lambda run: None)  # counting needs no parameters
+  monkeypatch.setattr(assemble.Run, "create_state", lambda run: None)  # counting needs none
   case = masking.CASES["s16"]
   whole, mae = (masking.make_step(case, ratio)[2] for ratio in (None, 0.75))
   assert whole == pytest.approx(by_hand(case, seen=196, masked=147, decoder=False), rel=1e-9)

@@ -31,7 +31,8 @@ MASKS = {  # name: (mask, grid, tokens dropped, by hand)
     "most attended": (Attentive(0.3, "high", sample=False), GRID, 20),
     "hard_patch": (HardPatch(0.5, final=0.25), GRID, 32),
     "harder": (HardPatch(0.5), GRID, 32),
-    "text_guided": (TextGuided(0.5), GRID, 32), "not of the text": (TextGuided(0.5, "low"), GRID, 32),
+    "text_guided": (TextGuided(0.5), GRID, 32),
+    "not of the text": (TextGuided(0.5, "low"), GRID, 32),
     "variable": (Variable(), GRID, 32),
     **{colour: (Noise(colour, fine=0.5, coarse=1.5), GRID, 48) for colour in COLOURS}}
 
@@ -41,7 +42,8 @@ def keys(rows, seed=0):
 
 
 # Of each row 1 to 64 in its own order.
-GUIDE = np.random.default_rng(0).permuted(np.tile(np.arange(1.0, 65, dtype=np.float32), (ROWS, 1)), axis=1)
+GUIDE = np.tile(np.arange(1, 65, dtype=np.float32), (ROWS, 1))
+GUIDE = np.random.default_rng(0).permuted(GUIDE, axis=1)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +160,7 @@ def test_colour_noise_has_its_spectrum(drawn):
   white = spectrum("random")
   low, middle, high = np.transpose([spectrum(colour) / white for colour in COLOURS])
   red, blue, green, purple = range(4)
-  # Bounds are about half-way between what comes out and 1: thresholding brings in other frequencies.
+  # Bounds are about half-way between what comes out and 1: a threshold brings in all frequencies.
   assert low[red] > 3 and middle[red] < 1.2 and high[red] < 0.6
   assert low[blue] < 0.8 and middle[blue] < 0.9 and high[blue] > 1.15
   assert low[green] < 0.95 and middle[green] > 1.06 and high[green] < 0.95
@@ -190,7 +192,7 @@ def test_variable_masks_hide_what_a_truncated_normal_says(drawn):
 def test_attention_decides_what_is_kept(drawn):
   kept = ~drawn["attentive"][1].reshape(ROWS, 64)
   dropped = drawn["attended"][1].reshape(ROWS, 64)
-  for chosen in kept, dropped:  # in proportion to attention: the upper half has three quarters of it
+  for chosen in kept, dropped:  # the upper half has three quarters of the attention
     share = (chosen & (GUIDE > 32)).sum() / chosen.sum()
     assert 0.65 < share < 0.75
   most = drawn["most attended"][1].reshape(ROWS, 64)

@@ -101,11 +101,11 @@ def test_a_context_without_room_takes_tokens_of_targets_last():
 
 @pytest.mark.parametrize("settings, grid, message", [
     ({"targets": 0}, (8, 8), "targets=0: there must be at least one"),
-    ({"target_scale": (0.3, 0.2)}, (8, 8), r"target_scale=\(0.3, 0.2\): must be \(least, greatest\)"),
+    ({"target_scale": (0.3, 0.2)}, (8, 8), r"target_scale=\(0.3, 0.2\): must be \(least, great"),
     ({"context_scale": (0.5, 1.5)}, (8, 8), r"context_scale=\(0.5, 1.5\): .* at most 1"),
     ({"target_aspect": (0.0, 1.5)}, (8, 8), "target_aspect=.*above 0$"),
     ({"context": 1.0}, (8, 8), "context=1.0: must be a share"),
-    ({"context": 0.01}, (8, 8), "context=0.01: leaves nothing of 8x8 tokens to see"),
+    ({"context": 0.01}, (8, 8), "context=0.01: leaves none of 8x8 tokens to see"),
     ({}, (2, 2), r"target_scale=\(0.15, 0.2\): a block may have no token on a grid of 2x2"),
     ({}, (4, 8, 8), "mask 'multi_block': needs a grid of rows and columns"),
 ])
