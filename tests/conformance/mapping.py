@@ -214,3 +214,33 @@ def big_vision_two_towers(par, depth):
       "logit_scale": par["t"].reshape(()),
       "logit_bias": par["b"].reshape(()),
   }
+
+
+def hf_ijepa(par, depth, heads):
+  """IJepaModel -> ViT, without its positions."""
+  def layer(i):
+    p = under(par, f"layers.{i}.")
+    return {"attention_norm": _torch_norm(p, "layernorm_before"),
+            "attention": _torch_attention(p, "attention", heads, "o_proj"),
+            "mlp_norm": _torch_norm(p, "layernorm_after"), "mlp": _torch_mlp(p, "mlp")}
+
+  return {"patch_embed": _torch_conv(par, "embeddings.patch_embeddings.projection"),
+          "trunk": {"layers": _stack([layer(i) for i in range(depth)])},
+          "final_norm": _torch_norm(par, "layernorm")}
+
+
+def torch_predictor(par, depth, heads):
+  """`Predictor` made of torch.nn.TransformerEncoderLayer, see `test_ijepa.py`."""
+  def layer(i):
+    p = under(par, f"trunk.{i}.")
+    for place, name in enumerate(("q_proj", "k_proj", "v_proj")):
+      for kind in ("weight", "bias"):
+        p[f"self_attn.{name}.{kind}"] = np.split(p[f"self_attn.in_proj_{kind}"], 3)[place]
+    p |= {f"mlp.fc{i}.{kind}": p[f"linear{i}.{kind}"] for i in (1, 2) for kind in ("weight", "bias")}
+    return {"attention_norm": _torch_norm(p, "norm1"),
+            "attention": _torch_attention(p, "self_attn", heads),
+            "mlp_norm": _torch_norm(p, "norm2"), "mlp": _torch_mlp(p, "mlp")}
+
+  return {"embed": _torch_linear(par, "embed"), "mask_token": par["mask_token"],
+          "trunk": {"layers": _stack([layer(i) for i in range(depth)])},
+          "final_norm": _torch_norm(par, "norm"), "projection": _torch_linear(par, "projection")}
