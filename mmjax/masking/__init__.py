@@ -72,7 +72,7 @@ def choose(scores: jax.Array, count: int, drop: str) -> Mask:
 
 
 def inside(corner: jax.Array, size: jax.Array, grid: tuple) -> jax.Array:
-  """bool [N]: which tokens are in the block of `size` [2] with its upper left one at `corner` [2]."""
+  """bool [N]: the tokens of a block of `size` [2] with its upper left one at `corner` [2]."""
   row, column = jnp.divmod(jnp.arange(math.prod(grid)), grid[1])
   row, column = row - corner[0], column - corner[1]
   return (row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])
