@@ -179,6 +179,50 @@ def test_each_adversary_learns_from_its_own_term_only(singly):
   assert moved(critic["critic"]) and not moved(critic["tokenizer"])
 
 
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+  """A target: the same features for every picture, from its state."""
+
+  def init(self, rng, batch):
+    return {"features": jax.random.normal(rng, (4, 12))}
+
+  def size(self, batch, grid):
+    return 12
+
+  def __call__(self, state, batch, grid, guide=None):
+    return jnp.broadcast_to(state["features"], (len(batch["image"]), 4, 12)), None
+
+
+class Vectors(nn.Module):
+  """A decoder to features."""
+
+  @nn.compact
+  def __call__(self, codes):
+    return nn.Dense(12)(codes.reshape(len(codes), -1, codes.shape[-1]))
+
+
+def test_with_a_target_its_features_are_what_is_told_and_they_stay():
+  batch = make_batch()
+  taught = objective(tokenizer=VQ(Patches(), Vectors(), codes=CODES, dim=DIM, normalise=True),
+                     target=Fixed(), losses={"cosine": 1.0})
+
+  @jax.jit
+  def run(batch):
+    params, state = mesh_lib.unbox(taught.init(jax.random.key(0), batch))
+    ctx = Context(step=jnp.int32(0), state=state, teachers={}, seed=3)
+    batch = taught.augment(ctx, batch)
+    features, stats = taught.forward(ctx, params, batch)
+    terms = taught.terms(ctx, params, features, batch)[0]
+    return features["made"], terms["cosine"], state, taught.update(ctx, stats)
+
+  made, term, state, new = run(batch)
+  made, wanted = np.asarray(made, np.float64), np.asarray(state["target"]["features"], np.float64)
+  cosine = (made * wanted).sum(-1) / np.linalg.norm(made, axis=-1) / np.linalg.norm(wanted, axis=-1)
+  assert float(term.mean) == pytest.approx(1 - cosine[batch["valid"]].mean(), rel=1e-5)
+  np.testing.assert_array_equal(new["target"]["features"], state["target"]["features"])
+  np.testing.assert_allclose(np.linalg.norm(new["tokenizer"]["codes"], axis=-1), 1, rtol=1e-5)
+
+
 def test_adversaries_wait_for_their_step():
   late = objective(critic=PatchCritic(), adversarial=0.3, adversarial_from_steps=10)
   names = ("adversarial", "critic/real", "critic/fake")
