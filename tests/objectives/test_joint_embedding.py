@@ -88,8 +88,12 @@ def test_micro_batches_equal_the_whole_batch(params, whole):
   same(gradient(OBJECTIVE, params, make_batch(valid=False), 4), whole)
 
 
-def test_eight_devices_equal_one(params, whole):
-  mesh = mesh_lib.make_mesh(data=2, fsdp=4)
+@pytest.mark.parametrize("axes", [
+    dict(data=2, fsdp=2, sequence=2),
+    pytest.param(dict(fsdp=2, tensor=2, sequence=2), marks=pytest.mark.slow),
+    pytest.param(dict(data=8), marks=pytest.mark.slow)])
+def test_eight_devices_equal_one(axes, params, whole):
+  mesh = mesh_lib.make_mesh(**axes)
   with mesh_lib.use(mesh, mesh_lib.RULES):
     batch = jax.device_put(make_batch(valid=False), mesh_lib.batch_sharding(mesh, mesh_lib.RULES))
     same(gradient(OBJECTIVE, params, batch), whole)
