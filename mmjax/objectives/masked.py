@@ -121,6 +121,7 @@ class Masked(Objective):
       tokens = jax.tree.leaves(add("decoder", self.decoder, keys[2], features, mask, grid))[0]
     if self.head:
       add("head", self._head(batch, grid, tokens.dtype), keys[3], tokens)
+    self._check_target(mesh_lib.unbox(state["target"]), batch, grid, tokens)
     if self.loss_predictor is not None:
       tokens = add("loss_predictor", self.loss_predictor, keys[4], features, mask, grid)
       add("loss_head", _loss_head(tokens.dtype), keys[5], tokens)
@@ -206,6 +207,15 @@ class Masked(Objective):
     x = self.loss_predictor.apply({"params": params["loss_predictor"]}, features, mask, grid, **run)
     x = _loss_head(x.dtype).apply({"params": params["loss_head"]}, x)
     return x[..., 0].astype(jnp.float32)
+
+  def _check_target(self, state, batch, grid, tokens):
+    """Raises ValueError where target, decoder and mask do not go together; nothing is computed."""
+    size = self.target.size(batch, grid)
+    if not self.head and tokens.shape[-1] != size:
+      raise ValueError(f"decoder: gives {tokens.shape[-1]} numbers a token where the target has {size}; "
+                       "let it give as many, or take head=True")
+    if self.mask.guided not in (None, "loss"):
+      jax.eval_shape(lambda: self.target(state, batch, grid, self.mask.guided))
 
   def _any_mask(self, batch, grid):
     """One of the right shape, for `init`."""

@@ -20,17 +20,23 @@ RECIPES = ("masked/maskdistill:smoke", "masked/eva02:smoke", "masked/maskalign:s
 WIDTH = 32  # of the teacher; the student's is half of it
 
 
-@functools.cache
-def begin(recipe):
-  """The recipe's objective, smaller, with random parameters and another random teacher's state."""
+def small(recipe):
+  """The recipe's objective as a node, with narrow networks."""
   node = config_lib.load(recipe)["objective"]
   node["encoder"].update(width=WIDTH // 2, heads=2, patch=PATCH)
-  node["target"]["teacher"].update(width=WIDTH, heads=2, depth=2, patch=PATCH, grid=[*GRID], out_dim=12)
+  node["target"]["teacher"].update(
+      width=WIDTH, heads=2, depth=2, patch=PATCH, grid=[*GRID], out_dim=12)
   if node["encoder"].get("grid"):
     node["encoder"]["grid"] = [*GRID]
   if "decoder" in node:
     node["decoder"]["width"] = WIDTH
-  objective = config_lib.build("mmjax.objectives", node, "objective")
+  return node
+
+
+@functools.cache
+def begin(recipe):
+  """The small objective with random parameters, and the state of a random teacher."""
+  objective = config_lib.build("mmjax.objectives", small(recipe), "objective")
   shapes = jax.eval_shape(objective.init, jax.random.key(0), batch())
   rng = np.random.default_rng(0)
   draw = lambda path, x: (rng.normal(size=x.shape, scale=0.2).astype(np.float32)
@@ -111,6 +117,28 @@ def test_maskalign_keeps_the_patches_to_which_the_teacher_attends():
   assert places.shape == (ROWS, SEEN)
   share = np.take_along_axis(attention, places, axis=1).sum(1) / attention.sum(1)
   assert share.mean() > 2 * SEEN / 16
+
+
+@pytest.mark.parametrize("recipe, path, value, message", [
+    (RECIPES[2], ("decoder", "width"), 8, r"decoder: gives 16 numbers a token where the target has 64"),
+    (RECIPES[2], ("target", "teacher", "pool"), "mean", None),
+    (RECIPES[0], ("target", "teacher", "grid"), [2, 2], r"target\.teacher\.grid: .* 2x2 .* 4x4"),
+    (RECIPES[0], ("mask",), {"name": "attentive"}, None),
+    (RECIPES[2], ("target",), {"name": "pixels"}, r"decoder: gives|target: pixels have no attention"),
+])
+def test_a_teacher_that_does_not_go_with_the_rest_is_refused_before_the_first_step(
+    recipe, path, value, message):
+  """By `init`, which is all that is traced before; None: that goes together."""
+  node = small(recipe)
+  inner = functools.reduce(lambda at, key: at[key], path[:-1], node)
+  inner[path[-1]] = value
+  objective = config_lib.build("mmjax.objectives", node, "objective")
+  make = functools.partial(jax.eval_shape, objective.init, jax.random.key(0), batch())
+  if message is None:
+    make()
+  else:
+    with pytest.raises(ValueError, match=message):
+      make()
 
 
 @functools.cache
