@@ -14,7 +14,7 @@ from mmjax.objectives.contract import Context, Term, weigh
 
 EVERY = 20  # steps between two effective ranks: an eigenvalue problem takes long on an accelerator
 # Below these nothing is left to tell inputs apart; encoders with random weights are above them.
-LEAST_RANK, LEAST_RANK_SHARE, LEAST_STD, LEAST_ENTROPY = 1.5, 0.02, 0.05, 0.05
+LEAST_RANK, LEAST_RANK_SHARE, LEAST_STD, LEAST_ENTROPY = 2.0, 0.02, 0.1, 0.05
 
 
 def of_features(ctx: Context, features: jax.Array, valid: jax.Array) -> Mapping[str, Term]:
