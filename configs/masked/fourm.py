@@ -1,11 +1,11 @@
-"""4M: any subset of modalities to any other (Mizrahi et al. 2023, arXiv:2312.06647; arXiv:2406.09406).
+"""4M: any modalities to any others (Mizrahi et al. 2023, arXiv:2312.06647; arXiv:2406.09406).
 
-  mmjax train --config=masked/fourm:smoke --workdir=runs/fourm            # 2 CPU cores, about a minute
+  mmjax train --config=masked/fourm:smoke --workdir=runs/fourm        # 2 CPU cores, about a minute
   mmjax train --config=masked/fourm --workdir=gs://bucket/fourm --config.mesh.fsdp=8
 
-One row of `modalities` is all that a further modality takes. A tokenizer that a run of masked/vq has
-trained takes the palette's place with `target.tokenizer={"name": "pretrained", "from": its workdir,
-"tower": "tokenizer"}` and its `vocab` and `grid`.
+One row of `modalities` is all that a further modality takes. A tokenizer that a run of masked/vq
+has trained takes the palette's place as `target.tokenizer={"name": "pretrained", "from": PATH,
+"tower": "tokenizer"}`, with its own `vocab` and `grid`.
 
 Variants: b16 (224 pixels), smoke.
 Published: 4M-7 B on CC12M, 84.5% on ImageNet-1k fine-tuned.
@@ -43,7 +43,7 @@ def get_config(arg=None):
 
 
 def table(pixels, patch, length):
-  """The modalities. Half of the rows have all of the input from the image (arXiv:2312.06647, app. B)."""
+  """The modalities. Half of the rows have all of their input from the image."""
   grid = (pixels // patch, pixels // patch)
   token = {"name": "modality", "kind": "tokens", "grid": grid, "input_alpha": (0.0, 0.5),
            "target_alpha": (0.5, 0.5)}
@@ -53,7 +53,8 @@ def table(pixels, patch, length):
       "image_tokens": {**token, "vocab": 216, "target": {
           "name": "tokens", "tokenizer": {"name": "palette", "patch": patch, "levels": 6}}},
       "depth": {**token, "vocab": 64, "target": {"name": "depth_bins", "bins": 64}},
-      "semantic": {**token, "vocab": CLASSES, "target": {"name": "patch_class", "classes": CLASSES}},
+      "semantic": {**token, "vocab": CLASSES,
+                   "target": {"name": "patch_class", "classes": CLASSES}},
       "text": {"name": "modality", "kind": "sequence", "source": "text", "vocab": 1024,
                "length": length, "input_alpha": (0.0, 0.5), "target_alpha": (0.5, 0.5)},
   }
@@ -61,8 +62,8 @@ def table(pixels, patch, length):
 
 def records(split, length, **scene):
   """Pictures with depth, labels and one caption."""
-  stream = common.maps(split, ("depth", "semantic"), keys=("caption",), captions=("objects", "attributes"),
-                       **scene)
+  stream = common.maps(split, ("depth", "semantic"), keys=("caption",),
+                       captions=("objects", "attributes"), **scene)
   caption = [{"name": "SampleCaption", "choose": "random" if split == "train" else "first"},
              {"name": "Tokenise", "tokenizer": "scenes", "length": length},
              {"name": "Keep", "keys": ["image", "depth", "semantic", "text", "text_mask"]}]

@@ -1,13 +1,13 @@
-"""MultiMAE: masked autoencoding of image, depth and segmentation (Bachmann et al. 2022, arXiv:2204.01678).
+"""MultiMAE: masked image, depth and segmentation (Bachmann et al. 2022, arXiv:2204.01678).
 
-  mmjax train --config=masked/multimae:smoke --workdir=runs/multimae      # 2 CPU cores, about a minute
+  mmjax train --config=masked/multimae:smoke --workdir=runs/multimae  # 2 CPU cores, about a minute
   mmjax train --config=masked/multimae --workdir=gs://bucket/multimae --config.mesh.fsdp=8
 
 Variants: b16 (224 pixels), smoke.
 Published: B/16 after 1600 epochs of ImageNet-1k with pseudo labels, 83.3% fine-tuned.
 Differs here: the built-in data with true depth and labels unless `data` is replaced; budgets are
-floors of the drawn shares plus draws for what is left, as in 4M, in place of rounding; the decoders'
-cross-attention has a residual connection.
+floors of the drawn shares plus draws for what is left, as in 4M, in place of rounding; the
+decoders' cross-attention has a residual connection.
 """
 
 from configs import common
@@ -32,8 +32,9 @@ def get_config(arg=None):
   c.optim.schedule = {"name": "cosine", "warmup_percent": 2.5}  # 40 epochs
   c = common.on_images(c, arg, preset="imagenet")
   scene = dict(count=2_000 if smoke else 20_000, size=64 if smoke else 224, preset="imagenet")
-  c.data = common.maps("train", ("depth", "semantic"), crop=(0.6, 1.0) if smoke else (0.2, 1.0), **scene)
-  c.eval_data = common.maps("validation", ("depth", "semantic"), **scene)
+  maps, crop = ("depth", "semantic"), (0.6, 1.0) if smoke else (0.2, 1.0)
+  c.data = common.maps("train", maps, crop=crop, **scene)
+  c.eval_data = common.maps("validation", maps, **scene)
   if smoke:
     c.optim.lr = 3e-3
   return c

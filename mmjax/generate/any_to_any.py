@@ -1,12 +1,13 @@
-"""Generation of any modalities from any others with 4M, one after the other (arXiv:2312.06647, sec. 2.3).
+"""Generation of any modalities from any others with 4M, one after the other (arXiv:2312.06647).
 
 What was generated joins what was given, so that later modalities are conditioned on it. Grids are
 decoded in parallel: in random order (ROAR, 4M) or the likeliest first (MaskGIT, arXiv:2202.04200);
 sequences token by token. Guidance is classifier-free: without conditions the model sees nothing but
 what it has generated of the same modality. All is pure and can be jitted, with static `stages`:
 
-  generate = jax.jit(functools.partial(any_to_any.generate, objective, condition=("image",), stages=(
-      Stage("depth", steps=8), Stage("text", temperature=0.7, guidance=2.0))))
+  generate = jax.jit(functools.partial(
+      any_to_any.generate, objective, condition=("image",),
+      stages=(Stage("depth", steps=8), Stage("text", temperature=0.7, guidance=2.0))))
   ids = generate(params, state, batch, keys)
 """
 
@@ -135,7 +136,7 @@ class _Model:
     return _Shown({**ids, **own}, there)
 
   def tokens(self, shown):
-    """What the decoder reads of `shown`: the encoder's tokens and which of the input pool is there."""
+    """What the decoder reads of `shown`: the encoder's tokens and which inputs are there."""
     there = jnp.concatenate([shown.there[name] for name in self._decoder.inputs], axis=1)
     index = jnp.broadcast_to(jnp.arange(there.shape[1], dtype=jnp.int32), there.shape)
     tokens = self._objective.encode(self._params, self._pixels, shown.ids, index, there)
@@ -148,14 +149,13 @@ class _Model:
     index = jnp.broadcast_to(start + jnp.arange(there.shape[1], dtype=jnp.int32), there.shape)
     before = {other: jnp.zeros((len(there), size), jnp.int32) for other, size in sizes.items()}
     before |= {} if given is None else {name: given}
-    apply = lambda *inputs, method: self._decoder.apply({"params": self._params["decoder"]}, *inputs,
-                                                        method=method)
-    hidden = apply(*tokens, before, index, there, method="predict")
-    return apply(hidden, name, method="logits")
+    params = {"params": self._params["decoder"]}
+    hidden = self._decoder.apply(params, *tokens, before, index, there, method="predict")
+    return self._decoder.apply(params, hidden, name, method="logits")
 
 
 def _guided(model, stage, shown):
-  """Function from (places to decode, tokens before them) to guided logits, with `shown` encoded once."""
+  """Function from (places to decode, tokens before them) to guided logits; encodes `shown` once."""
   name = stage.modality
   seen = model.tokens(shown)
   if stage.guidance == 1:
@@ -245,6 +245,6 @@ def _check(objective, condition, stages):
     if (row.kind == "sequence") != (stage.steps is None):
       raise ValueError(f"steps of {stage.modality}: a grid needs them, a sequence has none")
     if row.kind == "tokens" and stage.steps > 1 and not row.seen:
-      raise ValueError(f"steps of {stage.modality}: its input_alpha is 0, so what was decoded cannot be "
-                       "seen; take 1")
+      raise ValueError(f"steps of {stage.modality}: its input_alpha is 0, so what was decoded "
+                       "cannot be seen; take 1")
     known.add(stage.modality)

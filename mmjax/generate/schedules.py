@@ -1,7 +1,7 @@
 """Schedules of parallel decoding: how many tokens a step decodes, and at which temperature.
 
-All are NumPy arrays made before anything is traced. The formulas are those of 4M (Mizrahi et al. 2023,
-arXiv:2312.06647, appendix A.3) and MaskGIT (Chang et al. 2022, arXiv:2202.04200, sec. 3.3).
+All are NumPy arrays made before anything is traced. The formulas are those of 4M's code (Mizrahi et
+al. 2023, arXiv:2312.06647).
 """
 
 import math
@@ -13,7 +13,7 @@ ONE_OVER_X = (1, 100)  # the stretch of x ** -power that `one_over_x` follows
 
 
 def cosine(steps, tokens):
-  """Tokens a step, int [steps], that leave about tokens * (1 + cos(pi i / steps)) / 2 before step i.
+  """Tokens a step, int [steps]; about tokens * (1 + cos(pi i / steps)) / 2 are left before step i.
 
   Each is rounded, and the last step gets what is left. With more steps than tokens the last may be
   negative: see `check`.
@@ -46,7 +46,7 @@ def linear_temperature(highest, counts):
 def one_over_x(highest, counts, lowest=0.5, power=0.5):
   """Falls from below `highest` to `lowest` as x ** -power, and with the share decoded.
 
-  4M's schedule "onex": of the curve through all tokens' numbers the first len(counts) values are taken.
+  4M's schedule "onex": of a curve with a value a token, the first len(counts) values are taken.
   """
   curve = np.linspace(*ONE_OVER_X, num=np.sum(counts)) ** -power
   curve = (curve - curve.min()) / (curve - curve.min()).max()

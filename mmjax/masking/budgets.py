@@ -1,8 +1,8 @@
 """How many tokens of each modality a row shows and how many it has to predict (4M, MultiMAE).
 
 The total is fixed, so that shapes are static; how it falls to the modalities is drawn for each row
-from a Dirichlet distribution (Mizrahi et al. 2023, arXiv:2312.06647, sec. 2.2; Bachmann et al. 2022,
-arXiv:2204.01678, sec. 3.4). All functions are of one row; `jax.vmap` makes them of a batch.
+from a Dirichlet distribution (Mizrahi et al. 2023, arXiv:2312.06647; Bachmann et al. 2022,
+arXiv:2204.01678). All functions are of one row; `jax.vmap` makes them of a batch.
 """
 
 import jax
@@ -15,8 +15,8 @@ def split(share, more, total, most):
   """Divides `total` tokens in the proportions `share`, as 4M's code does.
 
   Each modality gets floor(share * total). Of the tokens left over one at a time goes to the largest
-  of a further draw, so that modalities of a small concentration do not get them by rounding. What is
-  above `most` is cut off and lost: see `fill`.
+  of a further draw, so that modalities of a small concentration do not get them by rounding. What
+  is above `most` is cut off and lost: see `fill`.
 
   Args:
     share: float32 [M], non-negative, of sum 1.
@@ -66,5 +66,5 @@ def draw(key, alpha, total, most):
 def check(key, total, available):
   """Raises ValueError, naming the config's `key`, if `total` tokens are not to be had."""
   if not 0 < total <= available:
-    raise ValueError(f"{key}={total}: must be at least 1 and at most {available}, the tokens of the "
-                     "modalities that take part")
+    raise ValueError(f"{key}={total}: must be at least 1 and at most {available}, the tokens of "
+                     "the modalities that take part")

@@ -1,8 +1,8 @@
-"""What a row of several modalities shows and what it has to predict (4M, arXiv:2312.06647, sec. 2.2).
+"""What a row of several modalities shows and what it has to predict (4M, arXiv:2312.06647).
 
-Budgets are drawn over the modalities; grids give random tokens to input and target, no token to both;
-sequences are masked in spans. What a sequence leaves of its budget goes to the grids, so that the
-totals are exact as long as there are tokens.
+Budgets are drawn over the modalities; grids give random tokens to input and target, no token to
+both; sequences are masked in spans. What a sequence leaves of its budget goes to the grids, so that
+the totals are exact as long as there are tokens.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from mmjax.masking import budgets, spans
 
 
 class Sequence(NamedTuple):
-  """A row's sequence: ids int32 [L], real bool [L] (False for padding), and the first sentinel's id."""
+  """A row's: ids int32 [L], real bool [L] (False for padding), and the first sentinel's id."""
   ids: jax.Array
   real: jax.Array
   first_sentinel: int
@@ -97,7 +97,8 @@ def divide(key, table, grids, sequences, input_tokens, target_tokens):
 
 
 def _draw(key, alpha, total, most):
-  counts, share = budgets.draw(key, alpha, total, jnp.stack([jnp.asarray(n) for n in most.values()]))
+  room = jnp.stack([jnp.asarray(n) for n in most.values()])
+  counts, share = budgets.draw(key, alpha, total, room)
   return dict(zip(most, counts)), share
 
 
@@ -110,7 +111,7 @@ def _refill(counts, used, alpha, share, most, total):
 
 
 def _chosen(parts, size):
-  """Indices of what is True in the parts put together, int32 [size]; False where these are fewer."""
+  """Where the parts put together are True, int32 [size]; and False [size] where that is padding."""
   chosen = jnp.concatenate(parts)
   index = jnp.argsort(~chosen, stable=True)[:size].astype(jnp.int32)
   return index, chosen[index]

@@ -1,11 +1,11 @@
-"""Masking of spans in a sequence of token ids (T5, Raffel et al. 2020, arXiv:1910.10683, sec. 3.1.4).
+"""Masking of spans in a sequence of token ids (T5, Raffel et al. 2020, arXiv:1910.10683).
 
-Each run of masked tokens is replaced by one sentinel, and the target is the sentinels, each with the
-tokens it stands for, and one sentinel more that ends it:
+Each run of masked tokens is replaced by one sentinel, and the target is the sentinels, each with
+the tokens it stands for, and one sentinel more that ends it:
 
     input   The <0> fox <1> over          target   <0> quick brown <1> jumps <2>
 
-As in 4M (arXiv:2312.06647, sec. 2.2) the part that is kept is uniform between none and all, and no
+As in 4M (arXiv:2312.06647) the part that is kept is uniform between none and all, and no
 more is kept than fits the budget. All functions are of one row, with static shapes.
 """
 
@@ -68,7 +68,7 @@ def mask_spans(key, ids, real, budget, first_sentinel):
   sentinel = first_sentinel + jnp.cumsum(start) - 1      # of the span that a hidden token is in
   seen, shown = _compact(jnp.where(hidden, sentinel, ids), (real & ~hidden) | start)
   shown &= budget > 0
-  both = jnp.stack([sentinel, ids], axis=1).reshape(-1)  # each token with its span's sentinel before
+  both = jnp.stack([sentinel, ids], axis=1).reshape(-1)  # before each token its sentinel
   there = jnp.stack([start, hidden], axis=1).reshape(-1)
   both = jnp.append(both, first_sentinel + jnp.sum(start))
   target, told = _compact(both, jnp.append(there, True))

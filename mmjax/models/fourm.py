@@ -1,8 +1,9 @@
-"""4M's embeddings, decoder and heads (Mizrahi et al. 2023, arXiv:2312.06647, sec. 2); its encoder is a ViT.
+"""4M's embeddings, decoder and heads (Mizrahi et al. 2023, arXiv:2312.06647); its encoder is a ViT.
 
-Tokens of all modalities stand in two pools, one after the other in the order of the modalities' names:
-the input pool has all that can be seen, the target pool all that can be predicted. What a row uses is
-an index into a pool, so that shapes are static though rows use other numbers of each modality.
+Tokens of all modalities stand in two pools, one after the other in the order of the modalities'
+names: the input pool has all that can be seen, the target pool all that can be predicted. What a
+row uses is an index into a pool, so that shapes are static though rows differ in how many tokens of
+a modality they use.
 """
 
 import math
@@ -81,14 +82,15 @@ class TargetAttention(nn.Module):
     """[B, T, D] -> [B, T, D]."""
     width = x.shape[-1]
     init = dict(kernel_init=KERNEL_INITS[self.kernel_init], dtype=self.dtype)
-    q, k, v = (Linear((self.heads, width // self.heads), ("embed", "heads", "kv"), name=name, **init)(x)
-               for name in ("query", "key", "value"))
+    project = lambda name: Linear((self.heads, width // self.heads), ("embed", "heads", "kv"),
+                                  name=name, **init)(x)
+    q, k, v = project("query"), project("key"), project("value")
     y = jax.nn.dot_product_attention(q, k, v, mask=visible[:, None])
     return Linear((width,), ("heads", "kv", "embed"), name="out", **init)(y)
 
 
 class DecoderBlock(nn.Module):
-  """x + attention(x), then x + attention(x over the encoder's tokens), then x + mlp(x); pre-norm."""
+  """Pre-norm: x + attention(x), then x + attention over the encoder's tokens, then x + mlp(x)."""
   heads: int
   activation: str
   norm_eps: float
@@ -103,8 +105,8 @@ class DecoderBlock(nn.Module):
     y = layer_norm(self.norm_eps, "attention_norm")(x)
     x = x + TargetAttention(self.heads, name="attention", **init)(y, visible)
     y = layer_norm(self.norm_eps, "cross_norm")(x)
-    x = x + MultiHeadAttention(self.heads, norm_eps=self.norm_eps, backend=self.attention, name="cross",
-                               **init)(y, context, padding=there)
+    x = x + MultiHeadAttention(self.heads, norm_eps=self.norm_eps, backend=self.attention,
+                               name="cross", **init)(y, context, padding=there)
     y = layer_norm(self.norm_eps, "mlp_norm")(x)
     hidden = default_mlp_dim(x.shape[-1], self.activation)
     x = x + Mlp(hidden, self.activation, name="mlp", **init)(y)
@@ -114,8 +116,8 @@ class DecoderBlock(nn.Module):
 class FourM(nn.Module):
   """Everything of 4M but the encoder.
 
-  Parameters: token_NAME, place_NAME of the encoder's inputs; decoder_token_NAME, decoder_place_NAME,
-  head_NAME of the decoder's; context, mask_token, layers (stacked) and final_norm.
+  Parameters: token_NAME, place_NAME of the encoder's inputs; decoder_token_NAME, head_NAME and
+  decoder_place_NAME; context, context_norm, mask_token, layers (stacked) and final_norm.
 
   Attributes:
     table: {name: Modality}.
@@ -184,8 +186,8 @@ class FourM(nn.Module):
     block = DecoderBlock
     if self.remat != "none":
       block = nn.remat(DecoderBlock, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan)
-    self.layers = block(self.heads, self.activation, self.norm_eps, self.attention, self.kernel_init,
-                        self.dtype)
+    self.layers = block(self.heads, self.activation, self.norm_eps, self.attention,
+                        self.kernel_init, self.dtype)
     self.final_norm = layer_norm(self.norm_eps, None)
 
   def read(self, ids, patches):
@@ -238,17 +240,19 @@ class FourM(nn.Module):
     # The parameters' names and axes are those of a stack, as in `Transformer`.
     scan = nn.scan(lambda block, x, _: (block(x, visible, context, there), None),
                    variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth,
-                   unroll=1 if self.scan else self.depth, metadata_params={nn.PARTITION_NAME: "layers"})
+                   unroll=1 if self.scan else self.depth,
+                   metadata_params={nn.PARTITION_NAME: "layers"})
     x, _ = scan(self.layers, x, None)
     return self.final_norm(x).astype(self.dtype)
 
   def visible(self, index, there):
-    """Which targets see each other, bool [B, T, T]: those of one modality, in a sequence earlier ones."""
+    """Which targets each sees, bool [B, T, T]: those of its modality, in a sequence the earlier."""
     modality = self.modality(index)
     causal = jnp.array([self.table[name].kind == "sequence" for name in self.targets])[modality]
     same = modality[:, :, None] == modality[:, None, :]
     later = index[:, :, None] < index[:, None, :]
-    return (same & ~(later & causal[:, :, None]) & there[:, None, :]) | jnp.eye(index.shape[1], dtype=bool)
+    seen = same & ~(later & causal[:, :, None]) & there[:, None, :]
+    return seen | jnp.eye(index.shape[1], dtype=bool)
 
   def modality(self, index):
     """The number, in `targets`, of the modality at each place of the target pool, int32."""

@@ -15,17 +15,17 @@ class Modality:
   """What a modality is, and from it its tokenizer, embeddings, positions, budgets and head.
 
   Attributes:
-    kind: "patches": pixels, which the encoder embeds itself, and which are never predicted; "tokens":
-      a grid of ids, which `target` makes; "sequence": ids of the batch, such as a tokenised text.
+    kind: "patches": pixels, which the encoder embeds itself, and which are never predicted;
+      "tokens": a grid of ids, which `target` makes; "sequence": ids of the batch, such as a text.
     source: key of the batch, of patches and sequences: "image", "text". A sequence may have a mask
       beside it there, `source`_mask. Of a grid, the tokenizer knows.
     vocab: ids there are; of a sequence, the sentinels of masked spans come after them.
     grid: (rows, columns) of tokens.
     length: of a sequence.
     target: the tokenizer: a file of `mmjax/targets` that gives ids.
-    input_alpha, target_alpha: concentration of the Dirichlet distributions from which the budgets are
-      drawn, see `masking.budgets`; 0: never part of input or target. Several numbers, as many for
-      each modality, are a mixture: a row draws which of them holds.
+    input_alpha, target_alpha: concentration of the Dirichlet distributions from which the budgets
+      are drawn, see `masking.budgets`; 0: never part of input or target. Several numbers, as many
+      for each modality, are a mixture: a row draws which of them holds.
     weight: of its loss.
   """
 

@@ -1,5 +1,6 @@
-"""MultiMAE's input projections and decoders (Bachmann et al. 2022, arXiv:2204.01678, sec. 3); its encoder
-is a ViT.
+"""MultiMAE's input projections and decoders (Bachmann et al. 2022, arXiv:2204.01678).
+
+Its encoder is a ViT.
 
 Tokens of the three tasks stand in one pool, [image, depth, semantic], each a grid row by row.
 """
@@ -21,7 +22,7 @@ TASKS = ("image", "depth", "semantic")
 
 
 class TaskDecoder(nn.Module):
-  """One task's decoder: cross-attention to all the encoder's tokens, an MLP, and a few blocks (sec. 3.2).
+  """One task's decoder: cross-attention to all the encoder's tokens, an MLP, and a few blocks.
 
   Queries are the task's own tokens where the encoder saw them, and mask tokens elsewhere.
 
@@ -52,7 +53,8 @@ class TaskDecoder(nn.Module):
     float32 [B, N, outputs]."""
     normal = nn.initializers.normal(0.02)
     init = dict(kernel_init=self.kernel_init, dtype=self.dtype)
-    of_task = self.param("task", logical(normal, "task", "embed"), (len(TASKS), self.width), jnp.float32)
+    of_task = self.param("task", logical(normal, "task", "embed"), (len(TASKS), self.width),
+                         jnp.float32)
     mask_token = self.param("mask_token", logical(normal, "embed"), (self.width,), jnp.float32)
     place = (of_task[:, None] + sincos_2d(self.grid, self.width)).reshape(-1, self.width)
     place = place.astype(self.dtype)
@@ -68,13 +70,14 @@ class TaskDecoder(nn.Module):
 
     y = layer_norm(self.norm_eps, "query_norm")(x).astype(self.dtype)
     context = layer_norm(self.norm_eps, "context_norm")(context).astype(self.dtype)
-    x = x + MultiHeadAttention(self.heads, norm_eps=self.norm_eps, backend=self.attention, name="cross",
-                               **init)(y, context)
+    x = x + MultiHeadAttention(self.heads, norm_eps=self.norm_eps, backend=self.attention,
+                               name="cross", **init)(y, context)
     y = layer_norm(self.norm_eps, "mlp_norm")(x)
     hidden = default_mlp_dim(self.width, self.activation)
     x = x + Mlp(hidden, self.activation, name="mlp", **init)(y)
-    x, _ = Transformer(self.depth, self.heads, hidden, self.activation, norm_eps=self.norm_eps,
-                       scan=self.scan, remat=self.remat, attention=self.attention, name="trunk", **init)(x)
+    x, _ = Transformer(
+        self.depth, self.heads, hidden, self.activation, norm_eps=self.norm_eps, scan=self.scan,
+        remat=self.remat, attention=self.attention, name="trunk", **init)(x)
     x = layer_norm(self.norm_eps, "final_norm", settled=True)(x)
     return Linear((self.outputs,), ("embed", "prediction"), dtype=self.dtype,
                   name="head")(x).astype(jnp.float32)
@@ -114,16 +117,17 @@ class MultiMAE(nn.Module):
     project = lambda: Linear((self.encoder_width,), ("patch", "embed"), dtype=self.dtype)
     self.depth_embed, self.semantic_embed = project(), project()
     init = logical(nn.initializers.normal(0.02), "classes", "embed")
-    self.class_embed = self.param("class_embed", init, (self.classes, self.class_width), jnp.float32)
+    self.class_embed = self.param("class_embed", init, (self.classes, self.class_width),
+                                  jnp.float32)
     self.decoder = {task: TaskDecoder(
         number, self.outputs[task], self.grid, self.width, self.depth, self.heads, self.activation,
         self.norm_eps, self.scan, self.remat, self.attention, self.kernel_init, self.dtype)
                     for number, task in enumerate(TASKS)}
 
   def read(self, patches, depth, semantic):
-    """The pool [B, 3 N, D]: the encoder's own patches [B, N, D], depth patches float [B, N, p] and class
-    patches int32 [B, N, cells], whose class embeddings are projected (sec. 3.1). A class that is none
-    (negative) is embedded as zero."""
+    """The pool [B, 3 N, D]: the encoder's own patches [B, N, D], depth patches float [B, N, p] and
+    class patches int32 [B, N, cells^2], whose class embeddings are projected. What is no class is
+    embedded as zero."""
     known = (semantic >= 0) & (semantic < self.classes)
     classes = jnp.where(known[..., None], self.class_embed[jnp.where(known, semantic, 0)], 0)
     position = sincos_2d(self.grid, self.encoder_width)

@@ -1,6 +1,6 @@
 """4M: any subset of modalities to any other (arXiv:2312.06647; 4M-21, arXiv:2406.09406).
 
-Tokens of all modalities are divided into input, target and neither, see `mmjax/masking/modalities.py`;
+Tokens of all modalities are divided into input, target and neither (`mmjax/masking/modalities.py`);
 an encoder reads the input, a decoder predicts the ids of the target.
 """
 
@@ -23,9 +23,9 @@ from mmjax.objectives.encoder import Encoder
 class FourM(Objective):
   """Masked prediction over a table of modalities.
 
-  Loss terms: for each modality of the target its cross-entropy, a mean over its tokens. Their weights
-  are those of the table, divided by the number of modalities. Logits of all targets are made for every
-  such modality, in blocks of its vocabulary.
+  Loss terms: for each modality of the target its cross-entropy, a mean over its tokens. Their
+  weights are those of the table, divided by the number of modalities. Logits of all targets are
+  made for every such modality, in blocks of its vocabulary.
 
   Parameters: "encoder", exactly those of the encoder; "decoder", all else (`models.fourm.FourM`).
   State: {"modalities": {name: {"target": that of the tokenizer}}}.
@@ -52,17 +52,19 @@ class FourM(Objective):
     if wrong:
       raise ValueError(f'modalities.{wrong[0]}: expected {{"name": "modality", ...}}')
     if self.encoder.position.startswith("rotary"):
-      raise ValueError("encoder.position: what joins the patches has no rotary position; take 'sincos'")
+      raise ValueError("encoder.position: what joins the patches has no rotary position; take "
+                       "'sincos'")
     kinds = [row.kind for row in self.modalities.values()]
     if kinds.count("patches") != 1:
-      raise ValueError(f"modalities: one must be of kind 'patches', which the encoder reads; there are "
-                       f"{kinds.count('patches')}")
+      raise ValueError("modalities: one must be of kind 'patches', which the encoder reads; there "
+                       f"are {kinds.count('patches')}")
     first = next(iter(self.modalities))
+    parts = len(self.modalities[first].alphas("input_alpha"))
     for name, row in self.modalities.items():
       for key in ("input_alpha", "target_alpha"):
-        if len(row.alphas(key)) != len(self.modalities[first].alphas("input_alpha")):
-          raise ValueError(f"modalities.{name}.{key}: has {len(row.alphas(key))} parts of a mixture, "
-                           f"but {first} has {len(self.modalities[first].alphas('input_alpha'))}")
+        if len(row.alphas(key)) != parts:
+          raise ValueError(f"modalities.{name}.{key}: has {len(row.alphas(key))} parts of a "
+                           f"mixture, but {first} has {parts}")
     if not any(row.told for row in self.modalities.values()):
       raise ValueError("modalities: every target_alpha is 0, so there is nothing to predict")
 
@@ -123,7 +125,7 @@ class FourM(Objective):
     return {name: math.log(row.ids) for name, row in self.modalities.items() if row.told}
 
   def encode(self, params, image, ids, index, there, keys=None, train=False):
-    """The encoder's tokens [B, P + K, D]: what stands before its patches, and those that it is shown.
+    """The encoder's tokens [B, P + K, D]: what stands before its patches, and what it is shown.
 
     Args:
       image: float [B, H, W, C].
@@ -141,7 +143,8 @@ class FourM(Objective):
     return jnp.concatenate([tokens["prefix"], tokens["tokens"]], axis=1)
 
   def ids(self, state, batch, names=None):
-    """{name: int32 [B, N]} of the modalities `names` (None: all) but the patches, from their tokenizers."""
+    """{name: int32 [B, N]} of the modalities `names` (None: all), as their tokenizers give them;
+    without the patches."""
     names = sorted(self.modalities) if names is None else names
     return {name: self._ids_of(self.modalities[name], state["modalities"].get(name), batch)
             for name in names if self.modalities[name].kind != "patches"}
@@ -151,8 +154,8 @@ class FourM(Objective):
     return next(row.source for row in self.modalities.values() if row.kind == "patches")
 
   def _masked_pass(self, ctx, params, batch):
-    """Hidden states "decoder/hidden" [B, T, D] of the targets, their "ids", "modality" (its number in
-    `FourM.targets`) and whether they are "there", each [B, T]."""
+    """Hidden states "decoder/hidden" [B, T, D] of the targets, their "ids", "modality" (its number
+    in `models.fourm.FourM.targets`) and whether they are "there", each [B, T]."""
     ids, decoder = self.ids(ctx.state, batch), self.decoder(batch)
     row = self.divide(ctx, batch, ids)
     ids |= row.seen
@@ -190,10 +193,11 @@ class FourM(Objective):
     """Raises ValueError, naming a key of the config, where the batch does not fit the table."""
     at = f"modalities.{name}"
     if row.kind != "tokens" and row.source not in batch:
-      raise ValueError(f"{at}.source: the batch has no {row.source!r}; data gives {', '.join(batch)}")
+      raise ValueError(f"{at}.source: the batch has no {row.source!r}; data gives "
+                       f"{', '.join(batch)}")
     if row.kind == "sequence" and batch[row.source].shape[1] != row.length:
-      raise ValueError(f"{at}.length: {row.length}, but {row.source!r} has {batch[row.source].shape[1]} "
-                       "tokens")
+      raise ValueError(f"{at}.length: {row.length}, but {row.source!r} has "
+                       f"{batch[row.source].shape[1]} tokens")
     if row.kind != "tokens":
       return
     try:
@@ -205,8 +209,8 @@ class FourM(Objective):
     if size != row.vocab:
       raise ValueError(f"{at}.vocab: {row.vocab}, but its tokenizer has {size} ids")
     if ids.shape[1:] != (math.prod(row.grid),) or ids.dtype != jnp.int32:
-      raise ValueError(f"{at}.target: must give ids int32 [B, {math.prod(row.grid)}], not {ids.dtype} "
-                       f"{list(ids.shape)}")
+      raise ValueError(f"{at}.target: must give ids int32 [B, {math.prod(row.grid)}], not "
+                       f"{ids.dtype} {list(ids.shape)}")
 
 
 build = FourM

@@ -20,9 +20,9 @@ EPSILON = 1e-6  # added to a variance
 
 
 def standardise(depth, trim=0.1):
-  """Depth of mean 0 and variance 1 over what is left when the nearest and the farthest part are cut off.
+  """Depth of mean 0 and variance 1 over all but its nearest and its farthest part.
 
-  Bachmann et al. 2022, sec. 3.3 (after Yin et al. 2021, arXiv:2012.09365).
+  Bachmann et al. 2022, arXiv:2204.01678 (after Yin et al. 2021, arXiv:2012.09365).
 
   Args:
     depth: float [B, H, W, 1].
@@ -44,7 +44,7 @@ class MultiMAE(Objective):
   """Reads `image` [B, H, W, 3], `depth` [B, H, W, 1] in metres and `semantic` int32 [B, H, W].
 
   `visible` patches of all three together are seen by the encoder; how many of each is drawn from a
-  symmetric Dirichlet distribution (sec. 3.4). Loss terms, each over the masked patches of its task:
+  symmetric Dirichlet distribution. Loss terms, each over the masked patches of its task:
   "image" (squared error of the pixels), "depth" (absolute error of the standardised depth) and
   "semantic" (cross-entropy of its cells; those of a class outside `classes` are left out).
 
@@ -76,8 +76,8 @@ class MultiMAE(Objective):
 
   def __post_init__(self):
     if self.encoder.position != "sincos":
-      raise ValueError(f"encoder.position: {self.encoder.position!r}, but all tasks share positions "
-                       "'sincos'")
+      raise ValueError(f"encoder.position: {self.encoder.position!r}, but all tasks share "
+                       "positions 'sincos'")
     if self.alpha <= 0:
       raise ValueError(f"alpha: must be positive, not {self.alpha}")
     if self.classes < 2:
@@ -90,9 +90,9 @@ class MultiMAE(Objective):
     self._check(batch)
     keys = jax.random.split(rng)
     targets = self._patches(batch)
-    params = {"encoder": self.encoder.init(keys[0], batch["image"])["params"],
-              "decoder": self._model(batch).init(keys[1], targets["depth"], targets["semantic"])["params"]}
-    return params, {}
+    decoder = self._model(batch).init(keys[1], targets["depth"], targets["semantic"])
+    encoder = self.encoder.init(keys[0], batch["image"])
+    return {"encoder": encoder["params"], "decoder": decoder["params"]}, {}
 
   def forward(self, ctx, params, batch):
     if ctx.train:
@@ -134,7 +134,7 @@ class MultiMAE(Objective):
     return jax.vmap(one)(ctx.keys("mask", batch)).astype(jnp.int32)
 
   def _masked_pass(self, ctx, params, batch):
-    """"TASK/prediction" float32 [B, N, d] of all patches, and which are "masked", bool [B, 3, N]."""
+    """TASK/prediction, float32 [B, N, d] of all patches, and which are "masked", bool [B, 3, N]."""
     model, targets = self._model(batch), self._patches(batch)
     index, params_of = self.shown(ctx, batch), {"params": params["decoder"]}
 
@@ -143,8 +143,8 @@ class MultiMAE(Objective):
       return take(pool, index), None
 
     keys = ctx.keys("model", batch) if ctx.train else None
-    _, tokens = self.encoder.apply({"params": params["encoder"]}, batch["image"], join=join, keys=keys,
-                                   train=ctx.train, want=("prefix", "tokens"))
+    _, tokens = self.encoder.apply({"params": params["encoder"]}, batch["image"], join=join,
+                                   keys=keys, train=ctx.train, want=("prefix", "tokens"))
     tokens = jnp.concatenate([tokens["prefix"], tokens["tokens"]], axis=1)
     predictions = model.apply(params_of, tokens, index, method="predict")
     rows, size = jnp.arange(len(index))[:, None], targets["depth"].shape[1]
@@ -158,17 +158,19 @@ class MultiMAE(Objective):
             ("activation", "norm_eps", "scan", "remat", "attention", "kernel_init", "dtype")}
     outputs = {task: x.shape[-1] * (self.classes if task == "semantic" else 1)
                for task, x in targets.items()}
-    return multimae.MultiMAE(encoder.grid_of(batch["image"].shape), encoder.width, outputs, self.classes,
-                    self.class_width, self.decoder_width, self.decoder_depth, self.decoder_heads, **same)
+    return multimae.MultiMAE(
+        encoder.grid_of(batch["image"].shape), encoder.width, outputs, self.classes,
+        self.class_width, self.decoder_width, self.decoder_depth, self.decoder_heads, **same)
 
   def _patches(self, batch):
-    """What each task reads and predicts: float32 [B, N, d]; of the segmentation int32 [B, N, cells^2]."""
+    """What each task reads and predicts: float32 [B, N, d]; classes int32 [B, N, cells^2]."""
     grid = self.encoder.grid_of(batch["image"].shape)
     height, width = batch["image"].shape[1:3]
     patch = height // grid[0], width // grid[1]
     flat = lambda x: x.reshape(*x.shape[:2], -1)
     step = patch[0] // self.cells, patch[1] // self.cells
-    classes = batch["semantic"][:, step[0] // 2::step[0], step[1] // 2::step[1], None]  # nearest to cells
+    # Of each cell the pixel in its middle.
+    classes = batch["semantic"][:, step[0] // 2::step[0], step[1] // 2::step[1], None]
     return {"image": flat(patchify(batch["image"], patch)).astype(jnp.float32),
             "depth": flat(patchify(standardise(batch["depth"]), patch)),
             "semantic": flat(patchify(classes, (self.cells, self.cells)))}
@@ -177,8 +179,8 @@ class MultiMAE(Objective):
     """Raises ValueError where the batch does not fit the config."""
     absent = [task for task in TASKS if task not in batch]
     if absent:
-      raise ValueError(f"the batch has no {absent[0]!r}, and multimae reads {', '.join(TASKS)}; data "
-                       f"gives {', '.join(batch)}")
+      raise ValueError(f"the batch has no {absent[0]!r}, and multimae reads {', '.join(TASKS)}; "
+                       f"data gives {', '.join(batch)}")
     size = batch["image"].shape[1:3]
     for task in TASKS[1:]:
       if batch[task].shape[1:3] != size:
@@ -187,11 +189,12 @@ class MultiMAE(Objective):
     grid = self.encoder.grid_of(batch["image"].shape)
     patch = [side // count for side, count in zip(size, grid)]
     if any(side % self.cells for side in patch):
-      raise ValueError(f"cells={self.cells}: does not divide a patch of {patch[0]}x{patch[1]} pixels")
+      raise ValueError(f"cells={self.cells}: does not divide a patch of {patch[0]}x{patch[1]} "
+                       "pixels")
     count = len(TASKS) * math.prod(grid)
     if not 0 < self.visible < count:
-      raise ValueError(f"visible={self.visible}: at least one of the {count} patches of all tasks must be "
-                       "seen and one masked")
+      raise ValueError(f"visible={self.visible}: at least one of the {count} patches of all tasks "
+                       "must be seen and one masked")
 
 
 build = MultiMAE

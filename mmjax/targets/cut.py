@@ -14,6 +14,7 @@ def cut(batch, key, grid):
     picture = picture[..., None]
   height, width = picture.shape[1:3]
   if height % grid[0] or width % grid[1]:
-    raise ValueError(f"grid: {key!r} of {height}x{width} does not divide into {grid[0]}x{grid[1]} tokens")
+    raise ValueError(f"grid: {key!r} of {height}x{width} does not divide into {grid[0]}x{grid[1]} "
+                     "tokens")
   patches = patchify(picture, (height // grid[0], width // grid[1]))
   return patches.reshape(*patches.shape[:2], -1, picture.shape[-1])

@@ -26,7 +26,8 @@ class DepthBins:
     if self.bins < 2:
       raise ValueError(f"bins={self.bins}: at least 2")
     if not 0 < self.nearest < self.farthest:
-      raise ValueError(f"nearest={self.nearest}: must be positive and below farthest={self.farthest}")
+      raise ValueError(f"nearest={self.nearest}: must be positive and below "
+                       f"farthest={self.farthest}")
 
   def init(self, rng, batch):
     return {}

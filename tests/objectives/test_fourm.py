@@ -56,7 +56,7 @@ def context(state, train=True):
 
 @jax.jit
 def look(made, batch):
-  """The loss, its gradient in the parameters and in the pixels that are shown; and what led to it."""
+  """The loss, its gradient in the parameters and in the pixels shown; and what led to it."""
   params, state = made
   ctx = context(state)
 
@@ -69,14 +69,15 @@ def look(made, batch):
 
   (value, (terms, features, row)), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(
       params, batch["image"])
-  return {"loss": value, "terms": terms, "grads": grads[0], "pixels": grads[1], "features": features,
-          "row": row}
+  return {"loss": value, "terms": terms, "grads": grads[0], "pixels": grads[1],
+          "features": features, "row": row}
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def gradient(made, batch, micro_batches=1):
   params, state = made
-  grads, outcome = loss_and_grad(OBJECTIVE, context(state), params, batch, micro_batches=micro_batches)
+  grads, outcome = loss_and_grad(OBJECTIVE, context(state), params, batch,
+                                 micro_batches=micro_batches)
   return grads, outcome.loss, outcome.terms
 
 
@@ -189,7 +190,8 @@ def test_the_loss_of_a_modality_moves_with_its_own_targets_only(made, batch, see
 
   before = means(features["ids"])
   for number, name in enumerate(("depth", "semantic", "text")):
-    after = means(jnp.where(features["modality"] == number, (features["ids"] + 1) % 5, features["ids"]))
+    ids = features["ids"]
+    after = means(jnp.where(features["modality"] == number, (ids + 1) % 5, ids))
     assert [other for other in before if before[other] != after[other]] == [name]
 
 
@@ -234,6 +236,9 @@ def test_the_encoder_is_a_plain_vit_in_evaluation(made, batch):
   assert jax.tree.structure(mesh_lib.unbox(shapes)) == jax.tree.structure(params["encoder"])
 
 
+TEXT = dict(kind="sequence", source="text", vocab=4, length=4)
+
+
 def changed(name, **values):
   return {"modalities": {**TABLE, name: dataclasses.replace(TABLE[name], **values)}}
 
@@ -246,7 +251,7 @@ def without(name):
     ({"input_tokens": 99}, make_batch(), "input_tokens=99: must be at least 1 and at most 42"),
     ({"target_tokens": 0}, make_batch(), "target_tokens=0: must be at least 1 and at most 29"),
     ({}, without("depth"), "modalities.depth.target: it reads 'depth', which the batch has not"),
-    ({}, without("text"), "modalities.text.source: the batch has no 'text'; data gives depth, image"),
+    ({}, without("text"), "modalities.text.source: the batch has no 'text'; data gives depth, im"),
     (changed("depth", vocab=9), make_batch(), "modalities.depth.vocab: 9, but its tokenizer has 8"),
     (changed("text", length=7), make_batch(), "modalities.text.length: 7, but 'text' has 6 tokens"),
     (changed("depth", grid=(3, 3)), make_batch(), "16x16 does not divide into 3x3"),
@@ -264,8 +269,8 @@ def test_bad_input_is_one_line_that_names_the_key(changes, batch, message):
 
 def test_a_text_tokenizer_of_more_ids_than_the_table_says_is_named():
   stream = types.SimpleNamespace(transforms=(types.SimpleNamespace(tokenizer="bytes"),))
-  with pytest.raises(ConfigError, match=r"objective\.modalities\.text\.vocab: 20 is too small for the "
-                     "tokenizer 'bytes', which has 259 ids"):
+  with pytest.raises(ConfigError, match=r"objective\.modalities\.text\.vocab: 20 is too small for "
+                     "the tokenizer 'bytes', which has 259 ids"):
     streams.check_vocabulary(OBJECTIVE, stream)
 
 
@@ -274,8 +279,8 @@ def test_a_text_tokenizer_of_more_ids_than_the_table_says_is_named():
     (dict(kind="patches", source="image"), "target_alpha: patches have no ids"),
     (dict(kind="patches"), "source: kind='patches' needs it"),
     (dict(kind="sequence", source="text", length=4), "vocab: kind='sequence' needs it"),
-    (dict(kind="sequence", source="text", vocab=4, length=4, grid=(2, 2)), "grid: kind='sequence' has"),
-    (dict(kind="sequence", source="text", vocab=4, length=4, input_alpha=-1.0), "input_alpha: must not"),
+    (dict(TEXT, grid=(2, 2)), "grid: kind='sequence' has none"),
+    (dict(TEXT, input_alpha=-1.0), "input_alpha: must not be negative"),
 ])
 def test_a_bad_row_of_the_table_names_its_key(values, message):
   with pytest.raises(ValueError, match=re.escape(message)):

@@ -39,7 +39,7 @@ def context(train=True):
 
 @jax.jit
 def look(params, batch):
-  """The loss, its gradient in the parameters and in the pixels that are shown; and what led to it."""
+  """The loss, its gradient in the parameters and in the pixels shown; and what led to it."""
   def loss(params, image):
     features, _ = OBJECTIVE.forward(context(), params, {**batch, "image": image})
     terms, _ = OBJECTIVE.terms(context(), params, features, batch)
@@ -48,8 +48,8 @@ def look(params, batch):
 
   (value, (terms, features)), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(
       params, batch["image"])
-  return {"loss": value, "terms": terms, "grads": grads[0], "pixels": grads[1], "features": features,
-          "index": OBJECTIVE.shown(context(), batch)}
+  return {"loss": value, "terms": terms, "grads": grads[0], "pixels": grads[1],
+          "features": features, "index": OBJECTIVE.shown(context(), batch)}
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -119,18 +119,23 @@ def test_losses_are_means_over_masked_patches(seen, batch):
   logits = features["semantic/prediction"].reshape(ROWS, 16, 4, CLASSES).astype(np.float64)
   log_probability = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   entropy = -np.take_along_axis(log_probability, cells[..., None], -1).mean((2, 3))
-  want = {name: error[weight[:, i]].mean()
-          for i, (name, error) in enumerate(dict(image=image, depth=depth, semantic=entropy).items())}
+  errors = {"image": image, "depth": depth, "semantic": entropy}
+  want = {name: error[weight[:, i]].mean() for i, (name, error) in enumerate(errors.items())}
   same({name: term.sum / term.weight for name, term in terms.items()}, want)
   same(seen["loss"], want["image"] + want["depth"] + 0.5 * want["semantic"])
 
 
 def test_a_loss_moves_with_its_own_targets_only(params, batch, seen):
   features = seen["features"]
-  means = jax.jit(lambda batch: {
-      name: term.mean for name, term in OBJECTIVE.terms(context(), params, features, batch)[0].items()})
+
+  @jax.jit
+  def means(batch):
+    terms, _ = OBJECTIVE.terms(context(), params, features, batch)
+    return {name: term.mean for name, term in terms.items()}
+
   before = means(batch)
-  other = {"image": batch["image"] + 1, "depth": batch["depth"] ** 2, "semantic": batch["semantic"] // 2}
+  other = {"image": batch["image"] + 1, "depth": batch["depth"] ** 2,
+           "semantic": batch["semantic"] // 2}
   for name, value in other.items():
     after = means({**batch, name: value})
     assert [task for task in before if before[task] != after[task]] == [name]

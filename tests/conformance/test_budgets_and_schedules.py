@@ -1,7 +1,7 @@
-"""Budgets and decoding schedules against 4M's own code (apple/ml-4m): `tests/data/conformance/fourm_*.npz`.
+"""Budgets and decoding schedules against 4M's own code (apple/ml-4m), `fourm_*.npz`.
 
-Counts must be equal. Temperatures are float64 formulas of the same form: rtol 1e-12. Filtered logits
-are the input's own numbers.
+Counts must be equal. Temperatures are float64 formulas of the same form: rtol 1e-12. Filtered
+logits are the input's own numbers.
 """
 
 import json
@@ -57,7 +57,7 @@ def test_statistics_of_drawn_budgets_are_those_of_4m(drawn):
   assert (np.abs(np.mean(counts, axis=0) - mean) < 4 * error).all()
   np.testing.assert_allclose(np.std(counts, axis=0), deviation, rtol=0.15)
   np.testing.assert_allclose(np.mean(counts == 0, axis=0), drawn["out/stats/dir1/input_pzero"],
-                             atol=0.042)  # four deviations of sqrt(0.1 * 0.9 * (1 / 1000 + 1 / 4000))
+                             atol=0.042)  # 4 sqrt(0.1 * 0.9 * (1 / 1000 + 1 / 4000))
 
 
 @pytest.mark.parametrize("name", ["cosine", "linear"])
@@ -70,15 +70,16 @@ def test_tokens_a_step(decoded, name, steps, tokens):
 
 def test_temperatures(decoded):
   counts = schedules.linear(25, 196)
-  np.testing.assert_allclose(schedules.linear_temperature(6.0, counts), decoded["out/temp_linear_6"],
-                             rtol=1e-12)
+  np.testing.assert_allclose(schedules.linear_temperature(6.0, counts),
+                             decoded["out/temp_linear_6"], rtol=1e-12)
   np.testing.assert_allclose(schedules.one_over_x(6.0, counts, lowest=0.5, power=0.5),
                              decoded["out/temp_onex_6_0.5_0.5"], rtol=1e-12)
 
 
 def test_a_chain_of_three_modalities(decoded):
   counts = [schedules.linear(49, 196), schedules.cosine(8, 196), schedules.linear(25, 196)]
-  temperatures = [schedules.one_over_x(6.0, counts[0]), schedules.linear_temperature(3.0, counts[1]),
+  temperatures = [schedules.one_over_x(6.0, counts[0]),
+                  schedules.linear_temperature(3.0, counts[1]),
                   schedules.constant_temperature(6.0, counts[2])]
   np.testing.assert_array_equal(np.concatenate(counts), decoded["out/chain_num_tokens"])
   np.testing.assert_allclose(np.concatenate(temperatures), decoded["out/chain_temperature"],
