@@ -42,7 +42,8 @@ def recipe(smoke, size, losses, *, local_views, **length):
   c = common.base(batch_size=64 if smoke else 1024, **length)
   patch, pixels = (8, 64) if smoke else (16, 224)
   trunk = {"scan": False} if smoke else {"dtype": "bfloat16", "remat": "full"}
-  head = {"prototypes": 256, "hidden": 128, "bottleneck": 64} if smoke else {}
+  init = "xavier_uniform" if smoke else "truncated_normal"  # the latter is made for large widths
+  head = {"prototypes": 256, "hidden": 128, "bottleneck": 64, "head_init": init} if smoke else {}
   c.objective = {
       "name": "self_distillation", "losses": losses, **head,
       "teacher_temperature": {"start": 0.04, "final": 0.07, "ramp_percent": 30.0},
@@ -51,7 +52,7 @@ def recipe(smoke, size, losses, *, local_views, **length):
       "encoder": {"name": "vit", "patch": patch, **dict(zip(("width", "depth", "heads"), size)),
                   "pool": "cls", "class_token": True, "class_position": True,
                   "position": "learned", "grid": [pixels // patch] * 2, "resample": "bicubic",
-                  "activation": "gelu", "kernel_init": "truncated_normal", **trunk}}
+                  "activation": "gelu", "kernel_init": init, **trunk}}
   preset = "half" if smoke else "imagenet"
   scene = dict(count=2_000 if smoke else 20_000, size=pixels, preset=preset)
   small = {"global_size": 64, "local_size": 32, "local_views": 4}

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.losses import self_distillation as losses
+from mmjax.nn.linear import KERNEL_INITS
 from mmjax.nn.names import check_choice
 from mmjax.nn.prototypes import ProjectionHead, prototypes_of, unit
 from mmjax.objectives import monitors
@@ -50,15 +51,15 @@ class SelfDistillation(Objective):
   Memory: what couples rows reads features of `bottleneck` numbers, and logits are made from them
   block by block (see `parallel/prototypes.py`), so that K may be large.
 
-  Features in evaluation are those of `Encoder`, of the whole `image` [B, H, W, C] or, where there is
-  none, of the first global view.
+  Features in evaluation are those of `Encoder`, of the whole `image` [B, H, W, C] or, where there
+  is none, of the first global view.
 
   Attributes:
     encoder: a module called as `ViT` is; a view is what it pools.
     losses: {name of a term: weight}.
     prototypes: K.
     patch_prototypes: K of the patches' own head; None: patches go through the head of the views.
-    hidden, layers, bottleneck: of the heads, see `ProjectionHead`.
+    hidden, layers, bottleneck, head_init: of the heads, see `ProjectionHead`.
     mask: what the student does not see of its global views; None: it sees all. Masked patches are
       replaced if `encoder.mask_token`, else dropped.
     targets: "all": every global view is a target and is seen by the student; "first": the first is
@@ -83,6 +84,7 @@ class SelfDistillation(Objective):
   hidden: int = 2048
   layers: int = 3
   bottleneck: int = 256
+  head_init: str = "truncated_normal"
   mask: Any = None
   targets: str = "all"
   centring: str = "mean"
@@ -103,6 +105,7 @@ class SelfDistillation(Objective):
     check_choice("centring", self.centring, ("mean", "sinkhorn", "none"))
     check_choice("teacher_prototypes", self.teacher_prototypes, ("average", "student"))
     check_choice("eval_with", self.eval_with, (TEACHER, "student"))
+    check_choice("head_init", self.head_init, KERNEL_INITS)
     for name in ("prototypes", "hidden", "layers", "bottleneck", "sinkhorn_iterations"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name}: must be at least 1, not {getattr(self, name)}")
@@ -367,7 +370,8 @@ class SelfDistillation(Objective):
     return self.patch_prototypes if self._head_name(part) == "patch_head" else self.prototypes
 
   def _head(self, part):
-    return ProjectionHead(self._count(part), self.hidden, self.layers, self.bottleneck, self._dtype)
+    return ProjectionHead(self._count(part), self.hidden, self.layers, self.bottleneck,
+                          self.head_init, self._dtype)
 
   def _teacher_kernel(self, ctx, params, part):
     owner = ctx.teachers[TEACHER] if self.teacher_prototypes == "average" else params
