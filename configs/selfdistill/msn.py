@@ -22,8 +22,8 @@ def get_config(arg=None):
                   local_views=10)
   c.objective.update(
       targets="first", centring="sinkhorn", teacher_prototypes="student",
-      mask={"name": "random", "ratio": 0.15}, prototypes=64 if smoke else 1024,
-      teacher_temperature={"start": 0.025})  # 0.1, sharpened to the power of 1 / 0.25
+      mask={"name": "random", "ratio": 0.15}, prototypes=64 if smoke else 1024)
+  c.objective.teacher_temperature = {"start": 0.025}  # 0.1, sharpened to the power of 1 / 0.25
   c.data.transforms[1].update(global_scale=(0.3, 1.0), local_scale=(0.05, 0.3))
   if not smoke:
     c.optim.schedule = {"name": "cosine", "warmup_percent": 1.875}  # 15 epochs
