@@ -3,8 +3,9 @@
   mmjax train --config=masked/vq:smoke --workdir=runs/vq              # 2 CPU cores, about a minute
   mmjax train --config=masked/vq --workdir=runs/vqvae --config.objective.critic=None
 
-Others predict its ids: `--config.objective.tokenizer.from=runs/vq` of masked/mage, and
-`--config.objective.target.tokenizer.from=runs/vq` of masked/beit_v2.
+masked/mage predicts its ids with --config.objective.tokenizer.from=runs/vq. Where a run has another
+tokenizer (those of smoke variants):
+--config.objective.tokenizer='{"name": "pretrained", "from": "runs/vq", "tower": "tokenizer"}'.
 
 Variants: f16 (256 pixels, 16384 codes), smoke (32 pixels).
 Published: f16 on ImageNet, Fréchet distance of the reconstructions 4.98 (validation).
@@ -37,7 +38,8 @@ def get_config(arg=None):
   picture = dict(count=count, size=pixels)
   c.data = common.images("train", crop=(0.8, 1.0), **picture)
   c.eval_data = common.images("validation", **picture)
-  c.evals = {"loss": {"every_percent": 25}, "codebook": {"every_percent": 25, "max_records": 512}}
+  c.evals = {"loss": {"every_percent": 25}, "codebook": {"every_percent": 25, "max_records": 512},
+             "reconstruction": {}}
   c.optim.update(lr=2e-4, b1=0.5, b2=0.9, weight_decay=0.0)
   c.optim.schedule = {"name": "constant"}
   if smoke:

@@ -20,17 +20,19 @@ class Tokens:
     return {"tokenizer": self.tokenizer.init(rng, batch["image"])}
 
   def size(self, batch, grid):
+    """How many codes there are; ValueError where there is not one a token of the encoder."""
+    theirs = self.tokenizer.grid_of(batch["image"].shape)
+    if tuple(theirs) != tuple(grid):
+      theirs, ours = ("x".join(map(str, sides)) for sides in (theirs, grid))
+      raise ValueError(f"target.tokenizer: makes {theirs} tokens of a picture, but the encoder "
+                       f"{ours}; let encoder.patch be what the tokenizer's is")
     return self.tokenizer.codes
 
   def __call__(self, state, batch, grid, guide=None):
     if guide is not None:
       raise ValueError(f"target: tokens have no {guide} for the mask to go by; take a mask that is "
                        "not guided")
-    theirs = self.tokenizer.grid_of(batch["image"].shape)
-    if tuple(theirs) != tuple(grid):
-      theirs, ours = ("x".join(map(str, sides)) for sides in (theirs, grid))
-      raise ValueError(f"target.tokenizer: makes {theirs} tokens of a picture, but the encoder "
-                       f"{ours}; let encoder.patch be what the tokenizer's is")
+    self.size(batch, grid)  # raises where the grids differ
     return self.tokenizer.ids(state["tokenizer"], batch["image"]), None
 
   def trivial(self, loss):

@@ -41,6 +41,8 @@ def test_another_grid_or_a_guide_is_an_error_that_names_the_key(image):
   target = Tokens(Palette(patch=4))
   with pytest.raises(ValueError, match="target.tokenizer: makes 2x1 tokens .* encoder 4x2"):
     target({}, {"image": image}, (4, 2))
+  with pytest.raises(ValueError, match="target.tokenizer: makes 2x1 tokens .* encoder 4x2"):
+    target.size({"image": image}, (4, 2))  # what `Masked.init` asks, before the first step
   with pytest.raises(ValueError, match="target: tokens have no attention"):
     target({}, {"image": image}, (2, 1), "attention")
   with pytest.raises(ValueError, match="levels: must be at least 2, not 1"):
