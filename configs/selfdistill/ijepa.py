@@ -38,7 +38,6 @@ def published(size, patch, **length):
 def smoke():
   c = common.base(batch_size=64, total_steps=200)
   c.objective = _objective((64, 2, 2), 8, (32, 2, 2), scan=False)
-  c.objective.momentum.start = 0.98  # with 0.996 so few steps would hardly move the teacher
   c = common.on_images(c, "smoke")
   c.optim.weight_decay = 0.04
   return c
