@@ -7,7 +7,8 @@
 Variants: b14, l14 (224 pixels, of CLIP L/14), smoke (see `masked/maskdistill`).
 Published: L/14 after 56 epochs of 38M pictures, 90.0% ImageNet fine-tuned at 448 pixels.
 Differs here: CLIP L/14 for a teacher, as in EVA (arXiv:2211.07636), not EVA-CLIP g/14; no norm
-  inside MLPs (sub-LN), no learned positions beside the rotary ones; the built-in data unless replaced.
+  inside MLPs (sub-LN), no learned positions beside the rotary ones; the built-in data unless
+  replaced.
 """
 
 from configs import common

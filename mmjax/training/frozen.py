@@ -121,8 +121,8 @@ def initial(sources: dict[str, Source], state: Any) -> tuple[dict[str, np.ndarra
   tensors, told = {}, {}
   for place, source in sources.items():
     if not source.path:
-      raise ConfigError(f"objective.{place}.from: is empty; give the checkpoint of this network, as "
-                        f"in --config.objective.{place}.from=PATH")
+      raise ConfigError(f"objective.{place}.from: is empty; give the checkpoint of this network, "
+                        f"as in --config.objective.{place}.from=PATH")
     model = _read(source, place)
     tensors |= _fitted(model, source, _inside(state, place), place)
     sha = digest.tree_digest({"params": model.params})["params"]

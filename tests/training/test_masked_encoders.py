@@ -11,7 +11,7 @@ import pytest
 
 import mmjax
 from mmjax import interop, train
-from mmjax.checkpoint.checkpointer import Checkpointer
+from mmjax.checkpoint.checkpointer import Checkpointer, CheckpointError
 from mmjax.checkpoint.interop.read import read
 from mmjax.training import interpolate, pretrained
 from mmjax.training.assemble import assemble
@@ -59,6 +59,8 @@ def test_it_is_loaded_and_written_for_transformers_with_the_same_tokens(workdir,
   images = [Image.fromarray(np.full((16, 16, 3), level, np.uint8)) for level in (10, 200)]
   batch = mmjax.processor(workdir)(images=images)
   features = mmjax.features(*mmjax.load(workdir), batch, want=("image/tokens",))
+  with pytest.raises(CheckpointError, match="'masked' has no counterpart .* mmjax convert --encoder"):
+    interop.convert(workdir, str(tmp_path / "whole"))
   told = interop.convert(workdir, str(tmp_path / "hf"), encoder=True)
   assert ("mean of last_hidden_state[:, 1:]" in told) == ("mae" in workdir)
   model = transformers.ViTForImageClassification.from_pretrained(tmp_path / "hf").eval()

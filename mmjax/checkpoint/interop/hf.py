@@ -98,7 +98,7 @@ def _expressed(model):
     return form, (form.prepared(model) if hasattr(form, "prepared") else model), config
   if not reasons:
     raise ValueError(f"{model.origin}: objective.name = {name!r} has no counterpart in transformers; what has "
-                     f"one: contrastive, {', '.join(ONE_TOWER)}")
+                     f"one: contrastive, {', '.join(ONE_TOWER)}{_way_out(name)}")
   lines = "\n".join(line for _, line in sorted(reasons)[:3])
   raise ValueError(f"{model.origin}: no model of transformers has this form{_way_out(name)}; "
                    f"nearest:\n{lines}")
