@@ -5,8 +5,8 @@
 
 Variants: b16 (224 pixels), smoke.
 Published: B/16 on ImageNet-1k, 600 epochs: 73.7% linear probe, 84.5% fine-tuned.
-Differs here: what `selfdistill/ijepa` says; the terms are of the mean token of the context and of
-the predictions, since the paper does not say of which features.
+Differs here: what `selfdistill/ijepa` says. The terms are of the mean token of the context and of the
+predictions; this, their weights and the warm-up have not been compared with the authors' code.
 """
 
 from configs import common

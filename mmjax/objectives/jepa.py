@@ -37,9 +37,9 @@ class Jepa(Objective):
 
   C-JEPA adds VICReg's terms for what has a gradient, the mean of the context's tokens and the mean
   of the predictions: variance and covariance over the whole batch, which collapsed features cannot
-  satisfy; and invariance, the squared difference of the mean prediction and the mean target. The
-  paper leaves open which features the terms are of; this is the reading here. Variance and
-  covariance are of training batches only: an evaluation's loss is without them.
+  satisfy; and invariance, the squared difference of the mean prediction and the mean target. That
+  they are of these means is a reading that has not been compared with the authors' code. Variance
+  and covariance are of training batches only: an evaluation's loss is without them.
 
   Features in evaluation, of the whole image: those of `Encoder`. In training "image/pooled" is the
   teacher's, for the collapse monitors.
