@@ -13,7 +13,7 @@ import numpy as np
 
 
 class Window(NamedTuple):
-  """Means over the steps `first` to `last`; nan where nothing had weight."""
+  """Means over the steps `first` to `last`; what had no weight in any of them is left out."""
 
   first: int
   last: int
@@ -66,8 +66,7 @@ class HostMetrics:
     return windows
 
   def _end(self, last: int) -> Window:
-    with np.errstate(divide="ignore", invalid="ignore"):
-      values = {name: float(total / weight) for name, (total, weight) in self._sums.items()}
+    values = {name: float(total / weight) for name, (total, weight) in self._sums.items() if weight}
     window = Window(self._first, last, values)
     self._first, self._sums = None, {}
     return window

@@ -69,7 +69,10 @@ def test_windows_end_at_multiples_and_cover_each_step_once(lag):
   assert host.drain() == []
 
 
-def test_nothing_weighed_is_nan():
-  host = HostMetrics(every=1, lag=0)
-  window, = host.push(1, {"loss": Term.empty()})
-  assert np.isnan(window.values["loss"])
+def test_what_nobody_weighed_is_left_out_and_what_is_not_finite_stays():
+  host = HostMetrics(every=2, lag=0)
+  nan = weigh(jnp.float32(jnp.nan))
+  assert not host.push(1, {"rank": Term.empty(), "often": weigh(jnp.float32(2)), "loss": nan})
+  window, = host.push(2, {"rank": Term.empty(), "often": Term.empty(), "loss": nan})
+  assert window.values.keys() == {"often", "loss"}
+  assert window.values["often"] == 2 and np.isnan(window.values["loss"])
