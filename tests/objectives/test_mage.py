@@ -56,20 +56,28 @@ def case():
   rng = np.random.default_rng(1)  # quicker than to compile what draws the parameters
   params = jax.tree.map(lambda x: jnp.float32(rng.normal(size=x.shape, scale=0.2)),
                         mesh_lib.unbox(shapes))
-  return objective, params, state, batch, gradient(objective, params, state, batch)
+  return objective, params, state, batch
+
+
+@pytest.fixture(scope="module")
+def whole(case):
+  """Gradient and outcome of the batch at once, on one device."""
+  return gradient(*case)
 
 
 @pytest.mark.slow
-def test_eight_devices_with_micro_batches_equal_one(case):
-  objective, params, state, batch, whole = case
+def test_eight_devices_with_micro_batches_equal_one(case, whole):
+  objective, params, state, batch = case
   mesh = mesh_lib.make_mesh(data=2, fsdp=4)
   with mesh_lib.use(mesh):
     placed = jax.device_put(batch, mesh_lib.batch_sharding(mesh))
     same(gradient(objective, params, state, placed, 2), whole)
 
 
-def test_loss_is_over_all_masked_tokens_of_valid_rows(case):
-  objective, _, _, batch, (grads, outcome) = case
+@pytest.mark.slow
+def test_loss_is_over_all_masked_tokens_of_valid_rows(case, whole):
+  objective, _, _, batch = case
+  grads, outcome = whole
   ctx = Context(step=0, state={}, teachers={}, seed=3)
   masked = np.asarray(objective.mask(ctx.keys("mask", batch), GRID).masked)
   assert len(set(masked.sum(1))) > 2  # the ratio varies
@@ -79,7 +87,7 @@ def test_loss_is_over_all_masked_tokens_of_valid_rows(case):
 
 
 def test_ids_that_are_masked_influence_no_prediction(case):
-  objective, params, _, batch, _ = case
+  objective, params, _, batch = case
   ids = objective.tokenizer.ids({}, batch["image"])
   mask = objective.mask(jax.random.split(jax.random.key(0), ROWS), GRID)
   predict = jax.jit(lambda ids: objective._predict(params, ids, mask.masked, GRID, mask))
@@ -89,7 +97,7 @@ def test_ids_that_are_masked_influence_no_prediction(case):
 
 
 def test_generated_pictures_have_the_colours_of_the_palette(case):
-  objective, params, state, _, _ = case
+  objective, params, state, _ = case
   make = functools.partial(masked_iterative.pictures, objective, params, state, grid=GRID, steps=3)
   pictures = jax.jit(make)(jax.random.split(jax.random.key(1), 2))
   assert pictures.shape == (2, PIXELS, PIXELS, 3)
@@ -98,7 +106,7 @@ def test_generated_pictures_have_the_colours_of_the_palette(case):
 
 
 def test_features_in_evaluation(case):
-  objective, params, state, batch, _ = case
+  objective, params, state, batch = case
   ctx = Context(step=0, state=state, teachers={}, train=False,
                 want=("image/ids", "image/tokens", "image/vocabulary", "image/reconstruction"))
   features = jax.eval_shape(lambda: objective.forward(ctx, params, batch)[0])
