@@ -34,7 +34,8 @@ class Recipe:
     pins: the mechanism that is its own.
     probe: metric of a probe among its evaluators.
     margin: by how much the probe is to beat that of the untrained encoder, in every seed.
-    label: what the encoder is trained on for comparison; "" for no such run.
+    label: what the encoder is trained on for comparison; "" for no such run, where the encoder does not
+      take pictures or is part of something else.
   """
 
   config: str
@@ -55,12 +56,15 @@ class Recipe:
 RECIPES = (
     Recipe("masked/mae", "only visible patches are encoded; normalised pixels"),
     Recipe("masked/simmim", "mask tokens in the encoder; raw pixels, linear head"),
+    Recipe("masked/mae_st", "a tenth of a clip's patches is encoded", "moves/top1", label=""),
     Recipe("masked/spark", "a CNN that computes on seen cells only"),
     Recipe("masked/maskdistill", "normalised features of a frozen teacher"),
     Recipe("masked/eva02", "a teacher's features by cosine; SwiGLU, rotary positions"),
     Recipe("masked/maskalign", "seen tokens aligned with a teacher's; nothing is reconstructed"),
+    Recipe("masked/vq", "codes that follow what is encoded; dead ones are revived", label=""),
+    Recipe("masked/vq_kd", "codes that tell what a teacher sees", label=""),
     Recipe("masked/beit_v2", "ids of a tokenizer; block masks"),
-    Recipe("masked/mage", "tokens in, tokens out, a ratio of its own for each row"),
+    Recipe("masked/mage", "tokens in, tokens out, a ratio of its own for each row", label=""),
     Recipe("masked/multimae", "three modalities in, three out; Dirichlet budget"),
     Recipe("masked/fourm", "one table of modalities; encoder and decoder on budgets"),
     Recipe("selfdistill/ibot", "teacher's prototypes of masked patches and of other views"),

@@ -1,0 +1,66 @@
+"""The benchmark that makes docs/recipes.md: its rows, its page, what its runs are."""
+
+import pathlib
+
+import pytest
+
+from benchmarks import recipes
+from benchmarks.recipes import RECIPES, Result
+from mmjax import config as config_lib
+
+
+def fake(probe, loss=0.5):
+  return Result(probe, loss, 1.0)
+
+
+def test_every_masked_and_self_distilled_recipe_has_a_row():
+  shipped = {name for name in config_lib.shipped() if name.startswith(("masked/", "selfdistill/"))}
+  assert {recipe.config for recipe in RECIPES} == shipped
+  for recipe in RECIPES:
+    evaluator, _, metric = recipe.probe.partition("/")
+    config = recipes.smoke(recipe, 0)
+    assert config["evals"][evaluator]["name"] == "linear_probe" and metric == "top1", recipe.name
+    assert not recipe.label or "encoder" in config["objective"], recipe.name
+
+
+def test_gain_is_the_least_over_seeds_and_must_reach_the_margin():
+  recipe = RECIPES[0]
+  results = {"recipe": [fake(0.5, 0.4), fake(0.3, 0.6)], "untrained": [fake(0.2), fake(0.27)],
+             "labels": [fake(0.8), fake(0.6)]}
+  row = recipes.row(recipe, results)
+  assert row[2:] == ("2", "0.500 of 1.000", "0.400", "0.235", "0.700", "+0.030", "0.05: **no**")
+  results["recipe"][1] = fake(0.33)
+  assert recipes.row(recipe, results)[-2:] == ("+0.060", "0.05: yes")
+
+
+def test_page_shows_what_is_finished_and_names_the_rest():
+  done, rest = RECIPES[0], RECIPES[1:]
+  results = {recipe.name: {} for recipe in RECIPES}
+  results[done.name] = {kind: [fake(0.4)] for kind in done.kinds}
+  text = recipes.page(results)
+  assert f"`{done.config}`" in text and f"`{rest[0].config}`" not in text
+  assert f"Not run yet: {', '.join(one.name for one in rest)}." in text
+
+
+def test_comparisons_share_encoder_and_budget():
+  recipe = next(one for one in RECIPES if one.name == "mae")
+  before = recipes.untrained(recipe, 3)
+  assert before["total_steps"] == 1 and before["optim"]["lr"] == 0 and before["seed"] == 3
+  assert list(before["evals"]) == ["shape_linear_probe"]
+  ours, labelled = recipes.smoke(recipe, 3), recipes.labels(recipe, 3)
+  model = labelled["objective"]["model"]
+  assert {**ours["objective"]["encoder"], "classes": 6} == model
+  spent = ours["total_steps"] * recipes.flops(ours)
+  assert labelled["total_steps"] * recipes.flops(labelled) == pytest.approx(spent, rel=0.05)
+
+
+@pytest.mark.parametrize("argv, line", [
+    (["--workdir=x", "--only=maee"], "--only: no recipe 'maee'"), ([], "--workdir: is missing")])
+def test_bad_arguments_are_one_line(argv, line, capsys):
+  with pytest.raises(SystemExit):
+    recipes.main(argv)
+  assert line in capsys.readouterr().err
+
+
+def test_an_unfinished_run_is_no_result(tmp_path: pathlib.Path):
+  assert recipes.result(RECIPES[0], tmp_path / "none") is None
