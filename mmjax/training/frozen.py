@@ -62,7 +62,9 @@ def resolve(config: Node) -> Node:
   Raises:
     ConfigError: nothing is at the path, it cannot be read, or it has no such tower.
   """
-  config = {**config, "objective": copy.deepcopy(config_lib.plain(config.get("objective") or {}))}
+  if not config.get("objective"):
+    return config  # said by whoever checks the top level
+  config = {**config, "objective": copy.deepcopy(config_lib.plain(config["objective"]))}
   for place, parent, key in _places(config["objective"]):
     node = parent[key]
     if node.get("name") == pretrained.MODEL:
@@ -86,7 +88,9 @@ def split(objective: Node) -> tuple[Node, dict[str, Source]]:
 
 def recall(config: Node, before: Node) -> Node:
   """`config` with what a run's config `before` has spelled out of the same sources."""
-  config = {**config, "objective": copy.deepcopy(config_lib.plain(config.get("objective") or {}))}
+  if not config.get("objective"):
+    return config  # said by whoever checks the top level
+  config = {**config, "objective": copy.deepcopy(config_lib.plain(config["objective"]))}
   known = {place: parent[key] for place, parent, key in _places(before.get("objective") or {})}
   for place, parent, key in _places(config["objective"]):
     node = parent[key]

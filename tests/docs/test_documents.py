@@ -29,8 +29,9 @@ def test_every_shipped_config_is_in_the_table_with_its_variants(page):
     row, = [line for line in rows if f"`{name}`" in line]
     variants = re.findall(r"`(\w+)`", row.split("|")[3])
     docstring = (ROOT / "configs" / f"{name}.py").read_text().split('"""')[1]
-    said = re.search(r"^Variants: (.*?)\.$", docstring, re.MULTILINE).group(1)
-    assert variants == re.sub(r"\(.*?\)", "", said).replace(",", " ").split()
+    said = re.search(r"Variants: (.*?)\.\n", docstring, re.DOTALL).group(1)
+    said = re.sub(r"\(.*?\)", "", said, flags=re.DOTALL).replace(",", " ").split()
+    assert variants == said, name
     for variant in variants:
       config_lib.load(f"{name}:{variant}")
 
