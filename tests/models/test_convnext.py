@@ -149,6 +149,7 @@ def test_a_masked_cell_never_influences_what_is_seen(case):
   assert (cells[masked] == 0).all() and (cells[~masked] > 0).all()
 
 
+@pytest.mark.slow
 def test_decoder_predicts_every_cell_and_fills_holes_with_its_tokens(case):
   model, params, image, mask = case
   decoder = UNetDecoder(stages=3, patch=8, width=16)

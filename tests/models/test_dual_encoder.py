@@ -128,6 +128,7 @@ def test_a_mistake_is_an_error_that_names_it(make, message):
     make()
 
 
+@pytest.mark.slow  # tests/parallel/test_recipes_sharded.py has quick ones
 def test_eight_devices_equal_one():
   """Parameters split in four by `embed`, rows in eight; with drop-path; values and gradients."""
   model = _model()

@@ -29,6 +29,7 @@ def test_no_state_as_large_as_a_kernel_is_replicated(pairs, optim):
   assert len(large) >= 20 and not any(sharding.is_fully_replicated for sharding in large)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optim", RUNS[-3:], ids=lambda node: node["name"])
 def test_those_with_parts_of_our_own_learn(pairs, optim):
   run = assemble(tiny.config(pairs, optim={"lr": 3e-3, **optim}), jax.devices()[:1])

@@ -64,6 +64,7 @@ def test_resumed_run_equals_uninterrupted_bit_for_bit(pairs, tmp_path):
   assert by_step(parts) == by_step(whole)
 
 
+@pytest.mark.slow
 def test_scanned_and_looped_layers_share_a_checkpoint(pairs, tmp_path):
   looped = tiny.config(pairs)
   for tower in "image", "text":
@@ -76,8 +77,10 @@ def test_scanned_and_looped_layers_share_a_checkpoint(pairs, tmp_path):
   assert mmjax.digest(str(tmp_path))["step"] == 8
 
 
-@pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 4}])
-@pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("mesh, loss", [
+    ({"data": 2, "fsdp": 4}, "sigmoid"),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ({"data": 8}, "sigmoid"), ({"data": 8}, "softmax"), ({"data": 2, "fsdp": 4}, "softmax")))])
 def test_eight_devices_equal_one(pairs, mesh, loss):
   """Three steps, in parameters and loss; micro-batches besides, on the larger mesh."""
   # Adam divides by the gradient's own size: where that is zero but for rounding (key biases), eps decides.
@@ -160,6 +163,7 @@ def test_sigterm_saves_and_the_next_run_goes_on(pairs, tmp_path):
   assert mmjax.digest(str(tmp_path / "a")) == mmjax.digest(str(tmp_path / "b"))
 
 
+@pytest.mark.slow
 def test_keep_best_keeps_the_checkpoint_of_the_best_evaluation(pairs, tmp_path):
   config = tiny.config(pairs, evals={"retrieval": {}}, total_steps=12, checkpoint={
       "every_steps": 2, "keep_last": 1, "keep_best": ["retrieval/i2t/mean_rank", "min", 1]})
