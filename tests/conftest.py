@@ -4,11 +4,29 @@ import importlib
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["NPROC"] = "16"  # with few cores XLA:CPU otherwise aborts in collective rendezvous
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# The devices of a collective wait for one another in threads. With few cores XLA:CPU has too few of these, and it
+# aborts the process when one is 40 s late, which on a busy machine is no sign of a deadlock.
+os.environ["NPROC"] = "32"
+os.environ["XLA_FLAGS"] = ("--xla_force_host_platform_device_count=8 "
+                           "--xla_cpu_collective_call_terminate_timeout_seconds=600")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import jax
+from jax.experimental.compilation_cache import compilation_cache
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def programs_of_runs_stay_with_them():
+  """`train` turns on JAX's cache of programs on disk; the tests after it in the process go without.
+
+  What XLA:CPU reads back from there for eight devices is not what these tests are about.
+  """
+  yield
+  if jax.config.jax_compilation_cache_dir is not None:
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+
 
 
 @pytest.hookimpl(hookwrapper=True)
