@@ -44,10 +44,11 @@ def load(path: str, step: int | None = None) -> tuple[Objective, Any]:
 
 
 def build(model: Pretrained) -> tuple[Objective, Any]:
-  """(objective, params) of a checkpoint that was read."""
+  """(objective, params) of a checkpoint that was read; in `params` there are also codes and frozen networks."""
   node, _ = frozen.split(model.objective)
   objective = config_lib.build("mmjax.objectives", node, "objective")
-  return objective, paths.nest({name: jnp.asarray(x) for name, x in model.params.items()})
+  weights = {**model.state, **model.params}  # no two have the same path
+  return objective, paths.nest({name: jnp.asarray(x) for name, x in weights.items()})
 
 
 def processor(path: str) -> Processor:
@@ -79,7 +80,7 @@ def features(objective: Objective, params: Any, batch: Mapping[str, Any],
     raise ValueError("the batch is empty; expected `image`, `text` or both, as of mmjax.processor")
   rows = len(next(iter(batch.values())))
   given = {"row": jnp.zeros((rows, 2), jnp.uint32), "valid": jnp.ones((rows,), bool), **batch}
-  return _features(_Key(objective), tuple(want))(params, {}, {}, given)
+  return _features(_Key(objective), tuple(want))(params, params, {}, given)  # see `build`
 
 
 def convert(source: str, to: str, form: str = "hf", step: int | None = None, encoder: bool = False) -> str:

@@ -9,7 +9,8 @@ wrote; model and preprocessing are the checkpoint's. pets/train holds a folder o
 class. Or an .npz of `image` (uint8 [N, H, W] or [N, H, W, C]) and `label`:
 --config.data.source.name=arrays, and the same for eval_data.
 
-Variants: full, linear (the encoder is frozen), smoke (a tiny encoder from scratch, built-in data).
+Variants: full, linear (the encoder is frozen), cnn (full, for what is no ViT: neither layer-wise
+decay nor drop-path), smoke (a tiny encoder from scratch, built-in data).
 Published: CLIP B/16 at 224 pixels, 85.7% ImageNet top-1.
 Differs here: 40 epochs of 64 pictures; no exponential average, mixup or RandAugment.
 From a model pretrained at length take a lower rate, --config.optim.lr=1e-4 or less; 1e-3 suits small ones.
@@ -20,11 +21,12 @@ the same class: --config.data.transforms.0.flip=0.5. Other sizes: --config.init.
 from configs import common
 
 LAYER_DECAY = 0.75  # of the learning rate, from block to block towards the input
-EMBEDDINGS = "(patch_embed/.*|position|class_token|class_position|registers|pre_norm/.*)"
+EMBEDDINGS = ("(patch_embed/.*|token_embed|position|class_token|class_position|registers|"
+              "pre_norm/.*)")
 
 
 def get_config(arg=None):
-  arg = common.variant(arg, "full", "linear", "smoke")
+  arg = common.variant(arg, "full", "linear", "cnn", "smoke")
   c = common.base(batch_size=64, total_epochs=40)
   c.init_from = None
   c.objective = {"name": "classification", "smoothing": 0.1,
@@ -45,6 +47,9 @@ def get_config(arg=None):
     c.data = labelled({"name": "pretrained_image"})
     c.optim.lr, c.optim.weight_decay = 1e-2, 0.0
     c.optim.groups = [{"match": "classifier/.*"}, {"match": ".*", "freeze": True}]
+  if arg == "cnn":
+    del c.objective.model.drop_path
+    c.optim.groups = c.optim.groups[3:]
   return small(c) if arg == "smoke" else c
 
 

@@ -1,12 +1,12 @@
 """MAGE: masked generative encoder (Li et al. 2023, arXiv:2211.09117).
 
   mmjax train --config=masked/mage:smoke --workdir=runs/mage          # 2 CPU cores, about a minute
-  mmjax train --config=masked/mage --workdir=runs/mage --config.objective.tokenizer.from=runs/vq
+  mmjax train --config=masked/mage --workdir=runs/mage --config.objective.encoder.tokenizer.from=PATH
 
-Variants: l16, b16 (256 pixels, ids of a run of masked/vq), smoke (ids of a palette of colours).
+Variants: l16, b16 (256 pixels; PATH is a run of masked/vq), smoke (ids of a palette of colours).
 Published: ViT-L on ImageNet-1k, Fréchet distance 9.10 unconditionally, 78.9% by a linear probe.
 Differs here: the built-in data unless `data` is replaced; the mask's ratio is drawn a row, not a
-batch; positions are sine-cosine; the encoder has a linear layer behind the embedding.
+batch; positions are sine-cosine; the encoder has a linear layer behind the embedding of ids.
 """
 
 from configs import common
@@ -27,9 +27,10 @@ def get_config(arg=None):
   tokenizer = {"name": "palette"} if smoke else {
       **vq.get_config().objective.tokenizer.to_dict(), "from": "", "tower": "tokenizer"}
   c.objective = {
-      "name": "mage", "tokenizer": tokenizer, "mask": {"name": "variable"},
-      "encoder": {"name": "vit", "patch": 1, "depth": depth, "pool": "mean", "class_token": True,
-                  "position": "sincos", "dropout": 0.0 if smoke else 0.1, **trunk},
+      "name": "mage", "mask": {"name": "variable"},
+      "encoder": {"name": "vit", "patch": 1, "tokenizer": tokenizer, "depth": depth, "pool": "mean",
+                  "class_token": True, "position": "sincos", "dropout": 0.0 if smoke else 0.1,
+                  **trunk},
       "decoder": {"name": "masked_decoder", "depth": 1 if smoke else 8, **trunk}}
   count, pixels = (2_000, 32) if smoke else (20_000, PIXELS)
   c.data = common.images("train", count=count, size=pixels, crop=(0.2, 1.0))

@@ -3,9 +3,9 @@
   mmjax train --config=masked/vq:smoke --workdir=runs/vq              # 2 CPU cores, about a minute
   mmjax train --config=masked/vq --workdir=runs/vqvae --config.objective.critic=None
 
-masked/mage predicts its ids with --config.objective.tokenizer.from=runs/vq. Where a run has another
-tokenizer (those of smoke variants):
---config.objective.tokenizer='{"name": "pretrained", "from": "runs/vq", "tower": "tokenizer"}'.
+masked/mage predicts its ids with --config.objective.encoder.tokenizer.from=runs/vq. Where a run has
+another tokenizer (those of smoke variants):
+--config.objective.encoder.tokenizer='{"name": "pretrained", "from": "runs/vq", "tower": "tokenizer"}'.
 
 Variants: f16 (256 pixels, 16384 codes), smoke (32 pixels).
 Published: f16 on ImageNet, Fréchet distance of the reconstructions 4.98 (validation).

@@ -77,7 +77,8 @@ def pictures(objective, params, state, keys: jax.Array, grid: tuple[int, int], *
   """Pictures out of nothing: float32 [B, H, W, C].
 
   Args:
-    objective: a `Mage`, or what else has `logits(params, ids, grid)` and a `tokenizer`.
+    objective: a `Mage`, or what else has `logits(params, ids, grid)`, `picture(state, ids, grid)` and
+      a `tokenizer`.
     params, state: of a run of it.
     keys: one PRNG key a picture, [B].
     grid: (rows, columns) of ids.
@@ -89,4 +90,4 @@ def pictures(objective, params, state, keys: jax.Array, grid: tuple[int, int], *
   mask_id = objective.tokenizer.codes
   ids = jnp.full((len(keys), grid[0] * grid[1]), mask_id, jnp.int32)
   ids = decode(lambda ids: objective.logits(params, ids, grid), ids, keys, mask_id=mask_id, **how)
-  return objective.tokenizer.picture(state["tokenizer"], ids, grid)
+  return objective.picture(state, ids, grid)

@@ -7,6 +7,7 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from mmjax.nn.conv import Conv, GroupNorm, ResidualBlock
+from mmjax.nn.linear import Linear
 from mmjax.nn.names import check_choice
 from mmjax.nn.patch import patch_grid
 from mmjax.parallel import mesh as mesh_lib
@@ -19,11 +20,17 @@ class ConvEncoder(nn.Module):
     width: channels of the first stage.
     multipliers: of the width, one a stage.
     blocks: residual blocks a stage.
+    out_dim: width of a linear projection of the result; None for none.
+    out_bias: that projection has a bias.
+    classes: number of outputs of a classifier, zero at the start; None for none.
     dtype: of the convolutions, "float32" or "bfloat16". Parameters and norms are float32.
   """
   width: int = 128
   multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
   blocks: int = 2
+  out_dim: int | None = None
+  out_bias: bool = False
+  classes: int | None = None
   dtype: str = "float32"
 
   def __post_init__(self):
@@ -48,7 +55,9 @@ class ConvEncoder(nn.Module):
       want: "tokens" is wanted too.
 
     Returns:
-      The mean of the tokens, float32 [B, D], and {"tokens": [B, N, D]}, row by row, if wanted.
+      The mean of the tokens, float32 [B, D] (projected with `out_dim`), and a dict of
+        "tokens" [B, N, D], row by row, if wanted;
+        "logits" float32 [B, classes], if there is a classifier.
 
     Raises:
       ValueError: the sides are no multiples of `patch`, or `want` has another name.
@@ -66,7 +75,17 @@ class ConvEncoder(nn.Module):
     x = nn.silu(GroupNorm(name="norm")(x))
     tokens = x.reshape(x.shape[0], -1, x.shape[-1])
     tokens = mesh_lib.constrain(tokens, ("batch", "length", "embed"))
-    return jnp.mean(tokens, axis=1), {"tokens": tokens} if "tokens" in want else {}
+    return self._head(jnp.mean(tokens, axis=1), {"tokens": tokens} if "tokens" in want else {})
+
+  def _head(self, y, features):
+    if self.out_dim:
+      y = Linear((self.out_dim,), ("embed", "joint"), self.out_bias, dtype=self.dtype,
+                 name="projection")(y)
+    if self.classes:
+      head = Linear((self.classes,), ("embed", "classes"), kernel_init=nn.initializers.zeros,
+                    dtype=self.dtype, name="classifier")
+      features["logits"] = head(y).astype(jnp.float32)
+    return mesh_lib.constrain(y, ("batch", "embed")), features
 
 
 build = ConvEncoder

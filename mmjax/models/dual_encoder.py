@@ -71,9 +71,10 @@ class DualEncoder(nn.Module):
     keys = (None, None) if keys is None else jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     features = {}
     if batch_image is not None:
-      patches = {} if image_grid is None else dict(image_mask=image_mask, image_grid=image_grid)
-      pooled, extra = self.image(batch_image, keep=keep, keys=keys[0], train=train,
-                                 want=_of_tower(want, "image"), **patches)
+      how = {} if image_grid is None else dict(image_mask=image_mask, image_grid=image_grid)
+      how |= {} if keep is None else dict(keep=keep)
+      pooled, extra = self.image(batch_image, keys=keys[0], train=train,
+                                 want=_of_tower(want, "image"), **how)
       features |= _named("image", pooled, extra, want)
     if text is not None:
       pooled, extra = self.text(text, text_mask, keys=keys[1], train=train,

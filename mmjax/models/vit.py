@@ -10,8 +10,11 @@
   MAE      pool="mean" or "cls", class_token=True, position="sincos", activation="gelu"
   BEiT     as MAE or with other positions, mask_token=True
   video    patch=(frames, height, width), as in space-time MAE (arXiv:2205.09113)
+  MAGE     patch=1, tokenizer=...: the patches are ids
   NaFlex   SigLIP 2's variable resolution: images given as patches, see `ViT.__call__`
 """
+
+from typing import Any
 
 from flax import linen as nn
 import jax.numpy as jnp
@@ -74,6 +77,10 @@ class ViT(nn.Module):
     dtype: of the computation, "float32" or "bfloat16". Parameters, norms and softmax are float32.
     attention_bias, mlp_bias: as in `Transformer`.
     mask_token: there is a learned token that takes the place of `masked` patches.
+    tokenizer: of images (see `mmjax/models/vq.py`), with patch=1: a token is an id that it makes of a
+      picture, embedded by the parameter `token_embed` [K + 1, D], whose last row is for ids that are
+      masked; then comes the patch embedding. Its weights are frozen and no parameters: they are the
+      Linen collection "frozen", which an objective keeps in its state.
   """
   patch: int | tuple[int, int] | tuple[int, int, int] = 16
   width: int = 768
@@ -109,9 +116,12 @@ class ViT(nn.Module):
   attention_bias: str = "qkvo"
   mlp_bias: bool = True
   mask_token: bool = False
+  tokenizer: Any = None
 
   def __post_init__(self):
     check_trunk("ViT", self)
+    if self.tokenizer is not None and sides(self.patch) != (1, 1):
+      raise ValueError(f"ViT.patch: must be 1 with a tokenizer, one token an id, not {self.patch}")
     check_choice("ViT.pool", self.pool, POOLS)
     check_choice("ViT.position", self.position, POSITIONS)
     if (self.grid is None) == (self.position == "learned"):
@@ -137,6 +147,8 @@ class ViT(nn.Module):
     Raises:
       ValueError: they are not a whole number of patches.
     """
+    if self.tokenizer is not None:
+      return self.tokenizer.grid_of(shape)
     return patch_grid(shape, sides(self.patch))
 
   @nn.compact
@@ -147,7 +159,7 @@ class ViT(nn.Module):
     Args:
       image: float [B, H, W, C], or videos [B, T, H, W, C] where the patch has frames; or
         [B, N, patch height, patch width, C], the patches of images of different shapes, row by row
-        and padded to N.
+        and padded to N. With a tokenizer also ids, int32 [B, rows, columns]; K is a masked one.
       image_mask: of images given as patches: bool [B, N], False for padding, which is not seen.
       image_grid: of images given as patches: int32 [B, 2], (rows, columns) of each. Learned positions
         are resampled to it ("bilinear"), as in SigLIP 2 (arXiv:2502.14786, sec. 2.4.2).
@@ -211,6 +223,8 @@ class ViT(nn.Module):
   def _embed(self, image, image_grid, keep, masked):
     """The visible patches with their positions [B, N, D], and rotary angles or None."""
     patch = sides(self.patch)
+    if self.tokenizer is not None:
+      image = self._embed_ids(image)
     given_as_patches = image.ndim == 5 and len(patch) == 2
     if given_as_patches:
       self._check_patches(image, image_grid)
@@ -239,6 +253,21 @@ class ViT(nn.Module):
       x = jnp.take_along_axis(x, keep[:, :, None], axis=1)
       rotary = None if rotary is None else rotary[keep]
     return x, rotary
+
+  def _embed_ids(self, image):
+    """Pictures [B, H, W, C], or ids, as an image whose channels are embeddings: [B, rows, columns, D]."""
+    init = logical(nn.initializers.normal(0.02), "codes", "embed")
+    table = self.param("token_embed", init, (self.tokenizer.codes + 1, self.width), jnp.float32)
+    ids = image if image.ndim == 3 else self._ids(image)
+    return table.astype(self.dtype)[ids]
+
+  def _ids(self, image):
+    """Pictures [B, H, W, C] -> int32 [B, rows, columns], by the frozen tokenizer."""
+    if self.is_initializing():
+      key = self.make_rng("params")
+      self.variable("frozen", "tokenizer", lambda: self.tokenizer.init(key, image))
+    weights = mesh_lib.unbox(self.get_variable("frozen", "tokenizer", {}))  # a palette has none
+    return self.tokenizer.ids(weights, image).reshape(len(image), *self.grid_of(image.shape))
 
   def _hide(self, x, masked):
     """[B, N, D] with the mask token where bool [B, N] is True; the parameter is there at any rate."""

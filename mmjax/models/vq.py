@@ -100,7 +100,8 @@ class VQ:
     return self.encoder.apply({"params": params}, image, keys=keys, train=train, want=("tokens",))
 
   def _to_code(self, dtype):
-    return Linear((self.dim,), ("embed", "code"), dtype=str(dtype))
+    # Part of no other module, not even of one that asks for ids while it computes (`ViT.tokenizer`).
+    return Linear((self.dim,), ("embed", "code"), dtype=str(dtype), parent=None)
 
 
 build = VQ

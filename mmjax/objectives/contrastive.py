@@ -26,6 +26,8 @@ class Contrastive(Objective):
   Features: "image/embed" and "text/embed" float32 [B, D], unit norm; "logit_scale" [];
   "logit_bias" [] where there is one; and whatever else `DualEncoder` knows. A batch may lack a modality.
 
+  State: nothing, or {"image": the tower's frozen networks}, see `ViT.tokenizer`.
+
   Attributes:
     image, text: the towers, ending in the same `out_dim`.
     losses: {"softmax" or "sigmoid": weight}.
@@ -62,13 +64,14 @@ class Contrastive(Objective):
   def init(self, rng, batch):
     text_mask = batch.get("text_mask")
     variables = self.model.init(rng, batch["image"], batch["text"], text_mask, **patches_of(batch))
-    return variables["params"], {}
+    return variables["params"], variables.get("frozen", {})
 
   def forward(self, ctx, params, batch):
     keys = ctx.keys("model", batch) if ctx.train else None
 
     def encode(params, **inputs):
-      return self.model.apply({"params": params}, **inputs, keys=keys, train=ctx.train, want=ctx.want)
+      weights = {"params": params, "frozen": ctx.state}
+      return self.model.apply(weights, **inputs, keys=keys, train=ctx.train, want=ctx.want)
 
     features = {}
     if "image" in batch:

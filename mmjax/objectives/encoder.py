@@ -18,6 +18,8 @@ def patches_of(batch):
 class Encoder(Objective):
   """Features of `image` [B, H, W, C], or of patches with `image_mask` and `image_grid`.
 
+  State: nothing, or {"model": the model's frozen networks}, see `ViT.tokenizer`.
+
   Features: "image/pooled" float32 [B, D]; "image/embed", the same of unit norm; "logits" float32
   [B, classes] where the model has a classifier; and what else the model knows ("image/...").
 
@@ -28,14 +30,16 @@ class Encoder(Objective):
   model: nn.Module
 
   def init(self, rng, batch):
-    return self.model.init(rng, batch["image"], **patches_of(batch))["params"], {}
+    variables = self.model.init(rng, batch["image"], **patches_of(batch))
+    return variables["params"], {"model": variables["frozen"]} if "frozen" in variables else {}
 
   def forward(self, ctx, params, batch):
     keys = ctx.keys("model", batch) if ctx.train else None
     want = tuple(name.removeprefix("image/") for name in ctx.want
                  if name not in ("image/pooled", "image/embed"))
-    pooled, extra = self.model.apply({"params": params}, batch["image"], keys=keys, train=ctx.train,
-                                     want=want, **patches_of(batch))
+    weights = {"params": params, "frozen": ctx.state.get("model", {})}
+    pooled, extra = self.model.apply(weights, batch["image"], keys=keys, train=ctx.train, want=want,
+                                     **patches_of(batch))
     features = {"image/pooled": pooled.astype(jnp.float32), "image/embed": unit(pooled)}
     if "logits" in extra:
       features["logits"] = extra.pop("logits")

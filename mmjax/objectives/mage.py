@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from mmjax import masking
 from mmjax.losses import classification as losses
-from mmjax.models.mage import TokenTable
+from mmjax.models.mage import TokenHead
 from mmjax.objectives.contract import Objective, weigh
 from mmjax.objectives.encoder import Encoder
 from mmjax.parallel import mesh as mesh_lib
@@ -27,32 +27,31 @@ EXTRA = ("image/ids", "image/vocabulary", "image/reconstruction")
 class Mage(Objective):
   """Predicts the ids of masked tokens of `batch["image"]` [B, H, W, C].
 
-  Parameters: "encoder", exactly those of the ViT; "decoder"; "table" (`TokenTable`). State:
-  {"tokenizer": its weights}. The mask of a row follows from (seed, row) by the name "mask".
+  Parameters: "encoder", exactly those of the ViT, whose `token_embed` gives the logits too;
+  "decoder"; "head" (`TokenHead`). State: {"encoder": {"tokenizer": its weights}}. The mask of a row
+  follows from (seed, row) by the name "mask".
 
-  Features in evaluation, nothing being masked: those of `Encoder` on the ids; if wanted "image/ids"
+  Features in evaluation, nothing being masked: those of `Encoder`; if wanted "image/ids"
   int32 [B, N], "image/vocabulary" int32 [], how many ids there are, and "image/reconstruction"
   float32 [B, H, W, C], what the tokenizer makes of the ids.
 
   Attributes:
-    encoder: a `vit` with patch=1, since it reads the grid of embedded ids as an image, with a class
-      token, which stands in the places of masked tokens in the decoder (sec. 3.2).
+    encoder: a `vit` with a `tokenizer`, and with a class token, which stands in the places of masked
+      tokens in the decoder (sec. 3.2). A tokenizer that a run of the objective `tokenizer` has
+      trained is {"name": "pretrained", "from": its workdir, "tower": "tokenizer"}.
     decoder: a `masked_decoder`.
-    tokenizer: see `mmjax/models/vq.py`; one that a run of the objective `tokenizer` has trained is
-      {"name": "pretrained", "from": its workdir, "tower": "tokenizer"}.
     mask: which tokens are masked, and which of these the encoder still gets (`variable`).
     smoothing: of the labels.
   """
 
   encoder: nn.Module
   decoder: nn.Module
-  tokenizer: Any
   mask: Any
   smoothing: float = 0.1
 
   def __post_init__(self):
-    if self.encoder.patch != 1:
-      raise ValueError(f"encoder.patch: must be 1, one token an id, not {self.encoder.patch}")
+    if getattr(self.encoder, "tokenizer", None) is None:
+      raise ValueError("encoder.tokenizer: is missing; it makes the ids that are predicted")
     if not self.encoder.class_token or self.encoder.pool == "none":
       raise ValueError("encoder: needs class_token=True, which fills the masked places, and a pool")
     if self.mask.guided:
@@ -61,34 +60,36 @@ class Mage(Objective):
       raise ValueError(f"smoothing: must be at least 0 and below 1, not {self.smoothing}")
 
   @property
-  def table(self) -> TokenTable:
-    return TokenTable(self.tokenizer.codes, self.encoder.width, self.encoder.dtype)
+  def tokenizer(self):
+    return self.encoder.tokenizer
+
+  @property
+  def head(self) -> TokenHead:
+    return TokenHead(self.encoder.dtype)
 
   def init(self, rng, batch):
-    keys = jax.random.split(rng, 4)
+    keys = jax.random.split(rng, 3)
+    variables = self.encoder.init(keys[0], batch["image"])
+    encoder = mesh_lib.unbox(variables["params"])
     grid = self.tokenizer.grid_of(batch["image"].shape)
-    state = {"tokenizer": self.tokenizer.init(keys[0], batch["image"])}
-    ids = jnp.zeros((len(batch["image"]), grid[0] * grid[1]), jnp.int32)
-    embedded = jnp.zeros((len(ids), *grid, self.encoder.width))
-    encoder = self.encoder.init(keys[1], embedded)["params"]
-    features = self._encode(mesh_lib.unbox(encoder), embedded)
-    decoder = self.decoder.init(keys[2], features, None, grid)["params"]
+    features = self._encode(encoder, jnp.zeros((len(batch["image"]), *grid), jnp.int32))
+    decoder = self.decoder.init(keys[1], features, None, grid)["params"]
     hidden = self.decoder.apply({"params": mesh_lib.unbox(decoder)}, features, None, grid)
-    table = self.table.init(keys[3], ids, hidden)["params"]
-    return {"encoder": encoder, "decoder": decoder, "table": table}, state
+    head = self.head.init(keys[2], hidden, encoder["token_embed"])["params"]
+    params = {"encoder": variables["params"], "decoder": decoder, "head": head}
+    return params, {"encoder": variables["frozen"]}
 
   def forward(self, ctx, params, batch):
     if ctx.train:
       return self._masked_pass(ctx, params, batch), {}
-    weights, grid = ctx.state["tokenizer"], self.tokenizer.grid_of(batch["image"].shape)
-    ids = self.tokenizer.ids(weights, batch["image"])
     want = tuple(name for name in ctx.want if name not in EXTRA)
-    features, _ = Encoder(self.encoder).forward(
-        dataclasses.replace(ctx, want=want), params["encoder"],
-        {"image": self._embedded(params, ids, grid)})
-    extra = {"image/ids": lambda: ids,
+    own = dataclasses.replace(ctx, want=want, state={"model": ctx.state.get("encoder", {})})
+    features, _ = Encoder(self.encoder).forward(own, params["encoder"], batch)
+    grid = self.tokenizer.grid_of(batch["image"].shape)
+    ids = lambda: self._ids(ctx.state, batch)
+    extra = {"image/ids": ids,
              "image/vocabulary": lambda: jnp.int32(self.tokenizer.codes),
-             "image/reconstruction": lambda: self.tokenizer.picture(weights, ids, grid)}
+             "image/reconstruction": lambda: self.picture(ctx.state, ids(), grid)}
     return features | {name: extra[name]() for name in EXTRA if name in ctx.want}, {}
 
   def terms(self, ctx, params, features, batch):
@@ -106,9 +107,20 @@ class Mage(Objective):
     """Of `ids` int32 [B, N], masked where they are K: float32 [B, N, K]. Nothing is dropped."""
     return self._predict(params, ids, ids == self.tokenizer.codes, grid)
 
+  def picture(self, state, ids: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    """What the tokenizer makes of `ids` int32 [B, N]: float32 [B, H, W, C].
+
+    Raises:
+      ValueError: it makes no pictures.
+    """
+    return self.tokenizer.picture(_weights(state), ids, grid)
+
+  def _ids(self, state, batch):
+    return self.tokenizer.ids(_weights(state), batch["image"])
+
   def _masked_pass(self, ctx, params, batch):
     grid = self.tokenizer.grid_of(batch["image"].shape)
-    ids = jax.lax.stop_gradient(self.tokenizer.ids(ctx.state["tokenizer"], batch["image"]))
+    ids = jax.lax.stop_gradient(self._ids(ctx.state, batch))
     mask = self.mask(ctx.keys("mask", batch), grid)
     keys = ctx.keys("model", batch) if ctx.train else None
     logits = self._predict(params, ids, mask.masked, grid, mask, keys, ctx.train)
@@ -118,24 +130,24 @@ class Mage(Objective):
 
   def _predict(self, params, ids, masked, grid, mask=None, keys=None, train=False):
     """float32 [B, N, K]. The encoder gets `mask.keep`, or all; nobody sees `masked` ids."""
-    embedded = self._embedded(params, jnp.where(masked, self.tokenizer.codes, ids), grid)
+    seen = jnp.where(masked, self.tokenizer.codes, ids).reshape(len(ids), *grid)
     keep = None if mask is None else mask.keep
-    features = self._encode(params["encoder"], embedded, keep=keep, keys=keys, train=train)
+    features = self._encode(params["encoder"], seen, keep=keep, keys=keys, train=train)
     tokens, filling = features["tokens"], features["prefix"][:, :1]
     if mask is not None:
       tokens = masking.restore(mask, tokens, filling)
     features = {**features, "tokens": jnp.where(masked[..., None], filling, tokens)}
     hidden = self.decoder.apply({"params": params["decoder"]}, features, mask, grid, keys=keys,
                                 train=train)
-    return self.table.apply({"params": params["table"]}, hidden, method="logits")
+    return self.head.apply({"params": params["head"]}, hidden, params["encoder"]["token_embed"])
 
-  def _embedded(self, params, ids, grid):
-    """Ids [B, N] as an image whose channels are their embeddings, [B, rows, columns, D]."""
-    x = self.table.apply({"params": params["table"]}, ids, method="embed")
-    return x.reshape(len(ids), *grid, -1)
+  def _encode(self, params, ids, **how):
+    return self.encoder.apply({"params": params}, ids, want=("tokens", "prefix"), **how)[1]
 
-  def _encode(self, params, embedded, **how):
-    return self.encoder.apply({"params": params}, embedded, want=("tokens", "prefix"), **how)[1]
+
+def _weights(state):
+  """Those of the tokenizer; a palette has none."""
+  return state.get("encoder", {}).get("tokenizer", {})
 
 
 build = Mage

@@ -10,8 +10,8 @@ A model node inside `objective` may say which checkpoint its network is:
                                                                 stage (arXiv:2209.03917)
 
 PATH is a workdir, or a folder of another format, as for `init_from`. `tower` is a key of the
-source's objective; "image", the default, also finds the only encoder. `resolve` makes the second
-form of the first, so that a run's own config says what the network is.
+source's objective, such as "tokenizer.encoder"; "image", the default, also finds the only encoder.
+`resolve` makes the second form of the first, so that a run's own config says what the network is.
 
 The network under `objective.a.b` of the config has its parameters in the objective's `state` under
 a/b. They are read once, when a run begins; later they come with the run's own checkpoints.
@@ -30,7 +30,7 @@ from mmjax import config as config_lib
 from mmjax.checkpoint import digest, partial, paths
 from mmjax.checkpoint.checkpointer import CheckpointError
 from mmjax.checkpoint.interop import workdir
-from mmjax.checkpoint.interop.pretrained import Pretrained
+from mmjax.checkpoint.interop.pretrained import Pretrained, path_of, under
 from mmjax.checkpoint.interop.read import read
 from mmjax.config import ConfigError
 from mmjax.training import pretrained
@@ -49,7 +49,7 @@ class Source:
 
   Attributes:
     path: of a checkpoint; "" as long as it is not given.
-    tower: key of the checkpoint's objective.
+    tower: key of the checkpoint's objective, dotted where it is inside another.
   """
 
   path: str
@@ -140,10 +140,10 @@ def _fitted(model: Pretrained, source: Source, want: dict[str, Any], place: str
   """The source's tensors under the names of the state."""
   _, key = _tower(model, source, place)
   prefix = f"{place.replace('.', '/')}/"
-  have = _under(model.params, key)
+  have = under(model.params, key.replace(".", "/")) or under(model.params, path_of(key))
   here = epath.Path(source.path)
   if (here / "checkpoints").exists() and want.keys() - {prefix + name for name in have}:
-    have |= workdir.read_state(here, key)  # a codebook that is no parameter
+    have |= workdir.read_state(here, key.replace(".", "/"))  # a codebook that is no parameter
   named = {prefix + name: leaf for name, leaf in have.items()}
   heads = tuple(f"{prefix}{head}/" for head in HEADS)
   named = {name: leaf for name, leaf in named.items() if name in want or not name.startswith(heads)}
@@ -156,13 +156,6 @@ def _fitted(model: Pretrained, source: Source, want: dict[str, Any], place: str
         f"objective.{place}.from: the network at {source.path} is not the one that "
         f"objective.{place} describes (-: only there, +: only here, !: not alike): {table[0]}{more}"
     ) from error
-
-
-def _under(tensors: dict[str, Any], key: str) -> dict[str, Any]:
-  """Those of one part of an objective; of a model that is the whole objective, all."""
-  inside = {name.removeprefix(f"{key}/"): leaf for name, leaf in tensors.items()
-            if name.startswith(f"{key}/")}
-  return inside or (dict(tensors) if key == "model" else {})
 
 
 def _inside(state: Any, place: str) -> dict[str, Any]:
@@ -182,7 +175,7 @@ def _tower(model: Pretrained, source: Source, place: str) -> tuple[Node, str]:
     key = model.key(source.tower)
   except ValueError as error:
     raise ConfigError(f"objective.{place}.tower: {error}") from error
-  return model.objective[key], key
+  return model.node(key), key
 
 
 def _read(source: Source, place: str) -> Pretrained:

@@ -24,7 +24,7 @@ import numpy as np
 from mmjax import config as config_lib
 from mmjax.checkpoint import digest, partial, paths
 from mmjax.checkpoint.checkpointer import CheckpointError
-from mmjax.checkpoint.interop.pretrained import ENCODERS, Pretrained
+from mmjax.checkpoint.interop.pretrained import ENCODERS, Pretrained, path_of
 from mmjax.checkpoint.interop.read import read
 from mmjax.config import ConfigError
 from mmjax.nn.resample import METHODS
@@ -155,32 +155,34 @@ def _mentions(node: Any) -> bool:
 def _objective(node: Node, source: Pretrained, size: int | None) -> tuple[Node, Node]:
   """The objective spelled out, and the keys of `init` that go with it."""
   theirs = copy.deepcopy(config_lib.plain(source.objective))
-  if size:
-    for key in ENCODERS:
-      if key in theirs:
-        theirs[key] = _with_size(theirs[key], size)
+  source = source.replace(objective=theirs)
+  for key in set(ENCODERS) & set(source.keys()) if size else ():
+    source.node(key).update(_with_size(source.node(key), size))
   if node.get("name") == MODEL:
     return merged(theirs, {key: value for key, value in node.items() if key != "name"}), {}
   if not _mentions(node):
     return node, {}
-  places = [key for key in ENCODERS
-            if isinstance(node.get(key), dict) and node[key].get("name") == MODEL]
+  ours = Pretrained(copy.deepcopy(node), {})
+  places = [key for key in set(ENCODERS) & set(ours.keys()) if ours.node(key)["name"] == MODEL]
   if len(places) != 1:
     allowed = ", ".join(f"objective.{key}" for key in ENCODERS)
     raise ConfigError('objective: "pretrained" can only be the name of objective itself or of one '
                       f"of {allowed}; a frozen network says with `from` which checkpoint it is")
-  place = places[0]
-  overrides = {key: value for key, value in node[place].items() if key not in ("name", "tower")}
+  place, asked = places[0], ours.node(places[0])
+  overrides = {key: value for key, value in asked.items() if key not in ("name", "tower")}
   try:
-    key = source.key(node[place].get("tower", "image"))
+    key = source.key(asked.get("tower", "image"))
   except ValueError as error:
     raise ConfigError(f"objective.{place}.tower: {error}") from error
-  encoder, exclude = _fresh(theirs[key], overrides)
-  chosen = {"take": "" if key == "model" else key, "exclude": exclude}
-  if place != "model":
-    chosen["rename"] = [["(.*)", f"{place}/\\1"]]
-    chosen["exclude"] = [f"(?!{place}/).*", *(f"{place}/{pattern}" for pattern in exclude)]
-  return {**node, place: merged(encoder, overrides)}, chosen
+  encoder, exclude = _fresh(source.node(key), overrides)
+  chosen = {"take": path_of(key), "exclude": exclude}
+  inside = path_of(place)
+  if inside:
+    chosen["rename"] = [["(.*)", f"{inside}/\\1"]]
+    chosen["exclude"] = [f"(?!{inside}/).*", *(f"{inside}/{pattern}" for pattern in exclude)]
+  asked.clear()
+  asked.update(merged(encoder, overrides))
+  return ours.objective, chosen
 
 
 def _fresh(encoder: Node, overrides: Node) -> tuple[Node, list[str]]:

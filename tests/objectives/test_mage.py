@@ -20,14 +20,14 @@ from mmjax.training.gradients import loss_and_grad
 
 ROWS, PIXELS, GRID = 16, 8, (4, 4)
 ENCODER = dict(patch=1, width=16, depth=1, heads=2, class_token=True, pool="mean",
-               position="sincos")
+               position="sincos", tokenizer=Palette(patch=2, levels=3))
 # float32 sums in another order; the values are of order one.
 TOLERANCE = dict(rtol=2e-5, atol=2e-6)
 
 
 def mage(**changes):
   return Mage(**{"encoder": ViT(**ENCODER), "decoder": MaskedDecoder(width=16, depth=1, heads=2),
-                 "tokenizer": Palette(patch=2, levels=3), "mask": Variable(), **changes})
+                 "mask": Variable(), **changes})
 
 
 def make_batch():
@@ -82,7 +82,7 @@ def test_loss_is_over_all_masked_tokens_of_valid_rows(case, whole):
   masked = np.asarray(objective.mask(ctx.keys("mask", batch), GRID).masked)
   assert len(set(masked.sum(1))) > 2  # the ratio varies
   assert float(outcome.terms["cross_entropy"].weight) == masked[batch["valid"]].sum()
-  for name in ("encoder", "decoder", "table"):
+  for name in ("encoder", "decoder", "head"):
     assert max(np.abs(g).max() for g in jax.tree.leaves(grads[name])) > 1e-4, name
 
 
@@ -119,10 +119,12 @@ def test_features_in_evaluation(case):
 
 
 @pytest.mark.parametrize("changes, message", [
-    (dict(encoder=ViT(**{**ENCODER, "patch": 2})), "encoder.patch: must be 1"),
+    (dict(encoder=ViT(**{**ENCODER, "tokenizer": None})), "encoder.tokenizer: is missing"),
     (dict(encoder=ViT(**{**ENCODER, "class_token": False})), "encoder: needs class_token=True"),
     (dict(smoothing=1.0), "smoothing: must be at least 0"),
 ])
 def test_bad_settings_are_named(changes, message):
+  with pytest.raises(ValueError, match="ViT.patch: must be 1 with a tokenizer"):
+    ViT(**{**ENCODER, "patch": 2})
   with pytest.raises(ValueError, match=message):
     mage(**changes)

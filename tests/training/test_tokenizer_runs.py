@@ -45,7 +45,7 @@ def tokenizer(data, tmp_path_factory):
 def mage(path, **changes):
   config = with_count(config_lib.load("masked/mage:smoke", {"total_steps": "5"}))
   source = {"name": "pretrained", "from": path, "tower": "tokenizer", **changes}
-  config["objective"]["tokenizer"] = source
+  config["objective"]["encoder"]["tokenizer"] = source
   return {**config, "evals": {}}
 
 
@@ -69,7 +69,7 @@ def test_mage_learns_from_a_trained_tokenizer_that_stays_as_it_is_and_generates(
   workdir = str(tmp_path / "mage")
   train.train(mage(path), workdir)
   run, state = train._open(workdir, None, None)
-  frozen = state.state["tokenizer"]
+  frozen = state.state["encoder"]["tokenizer"]
   np.testing.assert_array_equal(frozen["codes"], source.state["tokenizer"]["codes"])
   jax.tree.map(np.testing.assert_array_equal, frozen["encoder"],
                source.params["tokenizer"]["encoder"])
@@ -89,7 +89,7 @@ def test_mage_learns_from_a_trained_tokenizer_that_stays_as_it_is_and_generates(
 @pytest.mark.slow
 def test_a_tokenizer_of_another_vocabulary_or_grid_is_named(tokenizer, tmp_path):
   path, _ = tokenizer
-  wrong = r"objective.tokenizer.from: .* tokenizer/codes have \[64, 8\], want \[100, 8\]"
+  wrong = r"objective.encoder.tokenizer.from: .* tokenizer/codes have \[64, 8\], want \[100, 8\]"
   with pytest.raises(ConfigError, match=wrong):
     train.train(mage(path, codes=100), str(tmp_path / "a"))
   config = with_count(config_lib.load("masked/beit_v2:smoke"))

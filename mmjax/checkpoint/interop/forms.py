@@ -47,6 +47,8 @@ def complete(node: Node, path: str) -> Node:
   """
   if node.get("name") not in FIELDS:
     raise Mismatch([f"{path}.name = {node.get('name')!r}, but only {' and '.join(FIELDS)} can be written"])
+  if node.get("tokenizer"):
+    raise Mismatch([f"{path}.tokenizer: makes ids of pictures first, which no model there does"])
   defaults = {f.name: f.default for f in dataclasses.fields(FIELDS[node["name"]])
               if f.name not in ("parent", "name")}
   return {**defaults, **node}

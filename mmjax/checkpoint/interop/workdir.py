@@ -1,23 +1,27 @@
 """A workdir of mmjax as a checkpoint like any other, and back: a folder that holds a model and no run."""
 
 import contextlib
+import copy
 import json
 import re
 from collections.abc import Iterable
 from typing import Any
 
 from etils import epath
+import jax
 import jax.numpy as jnp
 
 from mmjax.checkpoint import paths
 from mmjax.checkpoint.checkpointer import Checkpointer, CheckpointError
-from mmjax.checkpoint.interop.pretrained import Node, Pretrained
+from mmjax.checkpoint.interop.pretrained import ENCODERS, Node, Pretrained, under
 from mmjax.data import tokenizers
 
 HERE = "{workdir}"  # in a converted workdir's config: where it lies, so that it can be moved
 # config.json says of which class the tokenizer is.
 TOKENIZER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
                    "vocab.json", "merges.txt", "spiece.model")
+# In the objective's state, parts of the network that its encoder is in.
+STATE = tuple(f"state/{key.partition('.')[0]}/" for key in ENCODERS)
 AVERAGE = "teachers/ema/"  # of all parameters, which is what evaluators use where a run keeps it
 TEACHER = re.compile("teachers/(?:(?!ema/)[^/]+/)?(encoder/.*)")  # an EMA of the encoder, alone or among others
 # What a picture goes through where nothing is drawn at random, and what stands for a random crop there.
@@ -29,7 +33,8 @@ def read(path: epath.Path, step: int | None = None) -> Pretrained:
   """The model of a run: its averaged parameters where it keeps an average, else the parameters.
 
   Where the objective has an EMA teacher of its `encoder`, that stands in the encoder's place, as it does for
-  evaluators; not with `eval_with` = "student".
+  evaluators; not with `eval_with` = "student". A frozen network inside an encoder is this run's, wherever the
+  run has it from: its node says so.
 
   Raises:
     FileNotFoundError: there is no checkpoint (or not of `step`).
@@ -43,9 +48,21 @@ def read(path: epath.Path, step: int | None = None) -> Pretrained:
     params |= {match[1]: x for name, x in flat.items() if (match := TEACHER.fullmatch(name))}
   image, text = transforms(config)
   text = tuple({**node, "tokenizer": node["tokenizer"].replace(HERE, str(path))} for node in text)
+  state = under(flat, "state")
   return Pretrained(
-      objective=config["objective"], params=params, image=image, text=text, labels=tuple(config.get("labels") or ()),
-      eos_id=_eos(text), origin=str(path))
+      objective=_with_sources(config["objective"], state, str(path)), params=params, state=state, image=image,
+      text=text, labels=tuple(config.get("labels") or ()), eos_id=_eos(text), origin=str(path))
+
+
+def _with_sources(objective: Node, state: dict[str, Any], path: str) -> Node:
+  """The objective whose encoder's frozen networks, those of which `state` has tensors, come from `path`."""
+  objective = copy.deepcopy(objective)
+  model = Pretrained(objective, {})
+  for key in set(ENCODERS) & set(model.keys()):
+    for name, value in model.node(key).items():
+      if isinstance(value, dict) and "name" in value and under(state, f"{key.replace('.', '/')}/{name}"):
+        value |= {"from": path, "tower": f"{key}.{name}"}
+  return objective
 
 
 def read_state(path: epath.Path, part: str) -> dict[str, Any]:
@@ -57,12 +74,12 @@ def read_state(path: epath.Path, part: str) -> dict[str, Any]:
 
 
 def _restored(folder, step):
-  """Parameters and their averages. A run that goes on may remove a checkpoint that is just being read; it then has
-  a newer one."""
+  """Parameters, their averages, and parts of the state. A run that goes on may remove a checkpoint that is just being
+  read; it then has a newer one."""
   with contextlib.closing(Checkpointer(folder, read_only=True)) as checkpointer:
     newest = checkpointer.latest()
     try:
-      return checkpointer.restore_as_saved(step, only=("params/", "teachers/"))[0]
+      return checkpointer.restore_as_saved(step, only=("params/", "teachers/", *STATE))[0]
     except (CheckpointError, ValueError):
       if step is not None or checkpointer.latest() == newest:
         raise
@@ -84,7 +101,8 @@ def write(model: Pretrained, path: epath.Path) -> None:
             "eval_data": {"transforms": [*model.image, *text]}}
   (path / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
   with contextlib.closing(Checkpointer(str(path / "checkpoints"))) as checkpointer:
-    checkpointer.save(0, {"params": paths.nest({name: jnp.asarray(x) for name, x in model.params.items()})})
+    parts = {"params": model.params, **({"state": model.state} if model.state else {})}
+    checkpointer.save(0, jax.tree.map(jnp.asarray, {part: paths.nest(x) for part, x in parts.items()}))
 
 
 def _take_along(tokenizer: str, path: epath.Path) -> str:
