@@ -96,6 +96,17 @@ def test_ids_that_are_masked_influence_no_prediction(case):
   assert np.abs(logits - predict(other)).max() > 1e-3  # what is not masked does
 
 
+def test_a_picture_is_encoded_as_its_ids(case):
+  """So that what is probed and fine-tuned on pictures is what was trained on ids."""
+  objective, params, state, batch = case
+  weights = {"params": params["encoder"], "frozen": state["encoder"]}
+  encode = jax.jit(lambda image: objective.encoder.apply(weights, image)[0])
+  ids = objective.tokenizer.ids({}, batch["image"]).reshape(ROWS, *GRID)
+  pooled = encode(batch["image"])
+  np.testing.assert_allclose(pooled, encode(ids), **TOLERANCE)
+  assert np.abs(pooled - encode((ids + 1) % objective.tokenizer.codes)).max() > 1e-3
+
+
 def test_generated_pictures_have_the_colours_of_the_palette(case):
   objective, params, state, _ = case
   make = functools.partial(masked_iterative.pictures, objective, params, state, grid=GRID, steps=3)

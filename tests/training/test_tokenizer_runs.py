@@ -89,7 +89,7 @@ def test_mage_learns_from_a_trained_tokenizer_that_stays_as_it_is_and_generates(
 @pytest.mark.slow
 def test_a_tokenizer_of_another_vocabulary_or_grid_is_named(tokenizer, tmp_path):
   path, _ = tokenizer
-  wrong = r"objective.encoder.tokenizer.from: .* tokenizer/codes have \[64, 8\], want \[100, 8\]"
+  wrong = r"objective.encoder.tokenizer.from: .* encoder/tokenizer/codes have \[64, 8\], want \[100, 8\]"
   with pytest.raises(ConfigError, match=wrong):
     train.train(mage(path, codes=100), str(tmp_path / "a"))
   config = with_count(config_lib.load("masked/beit_v2:smoke"))
