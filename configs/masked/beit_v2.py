@@ -20,7 +20,7 @@ def get_config(arg=None):
                      {"batch_size": 2048, "total_epochs": 1600}))
   trunk = dict(width=64, heads=2, scan=False) if smoke else dict(
       width=768, heads=12, dtype="bfloat16", remat="full", drop_path=0.1)
-  scale = {} if smoke else {"layer_scale": 0.1}
+  large = {} if smoke else {"layer_scale": 0.1, "kernel_init": "truncated_normal"}
   # That of masked/vq_kd; which run's, `from` says.
   tokenizer = {"name": "palette"} if smoke else {
       **vq_kd.get_config().objective.tokenizer.to_dict(), "from": "", "tower": "tokenizer"}
@@ -28,7 +28,7 @@ def get_config(arg=None):
       "name": "masked", "hide": "token", "loss": "cross_entropy",
       "encoder": {"name": "vit", "patch": 4 if smoke else 16, "depth": 2 if smoke else 12,
                   "pool": "mean", "class_token": True, "mask_token": True, "position": "sincos",
-                  "activation": "gelu", "kernel_init": "truncated_normal", **trunk, **scale},
+                  "activation": "gelu", **trunk, **large},
       "mask": {"name": "block", "ratio": 0.4, "least": 4 if smoke else 16},
       "target": {"name": "tokens", "tokenizer": tokenizer},
       # From the tokens, and from the class token with those of an early block, sec. 2.4.

@@ -31,6 +31,6 @@ def get_config(arg=None):
   c = common.on_images(c, arg, preset="imagenet", crop=(0.67, 1.0))
   c.evals.reconstruction = {"name": "reconstruction"}
   if smoke:
-    c.objective.encoder.update(layer_scale=None, drop_path=0.0)
+    c.objective.encoder.update(layer_scale=None, drop_path=0.0, kernel_init="xavier_uniform")
     c.optim.lr = 3e-3
   return c

@@ -3,7 +3,8 @@
   mmjax train --config=masked/vq_kd:smoke --workdir=runs/vq_kd        # 2 CPU cores, about a minute
   mmjax train --config=masked/vq_kd --workdir=runs/vq_kd --config.objective.target.teacher.from=clip
 
-Variants: b16 (224 pixels, teacher CLIP B/16), smoke (a random teacher).
+Variants: b16 (224 pixels, teacher CLIP B/16), smoke (a random teacher; or
+  --config.objective.target.teacher.from=PATH of what `contrastive/clip:smoke` trained).
 Published: all 8192 codes in use; a ViT-B/16 that BEiT v2 trains with them is at 85.5%.
 Differs here: the built-in data unless `data` is replaced; codes are averages of unit vectors, and
 dead ones are revived; sine-cosine positions; one linear layer from tokens to codes.
@@ -12,6 +13,7 @@ dead ones are revived; sine-cosine positions; one linear layer from tokens to co
 from configs import common
 from configs.masked import maskdistill
 
+
 def get_config(arg=None):
   arg = common.variant(arg, "b16", "smoke")
   smoke = arg == "smoke"
@@ -19,18 +21,17 @@ def get_config(arg=None):
                      {"batch_size": 512, "total_epochs": 100}))
   trunk = dict(width=64, heads=2, scan=False) if smoke else dict(
       width=768, heads=12, dtype="bfloat16", remat="full")
-  encoder = {"name": "vit", "patch": 4 if smoke else 16, "depth": 2 if smoke else 12,
+  encoder = {"name": "vit", "patch": 8 if smoke else 16, "depth": 2 if smoke else 12,
              "pool": "mean", "position": "sincos", "activation": "gelu", **trunk}
-  teacher = encoder if smoke else maskdistill.teacher("b16")
-  decoder = {"name": "token_decoder", "depth": 1 if smoke else 3,
-             "out_dim": 64 if smoke else teacher["out_dim"], **trunk}
+  teacher = maskdistill.teacher("smoke" if smoke else "b16")
+  decoder = {"name": "token_decoder", "depth": 1 if smoke else 3, "out_dim": teacher["out_dim"], **trunk}
   c.objective = {
       "name": "tokenizer", "losses": {"cosine": 1.0}, "commitment": 1.0,
       "decay": 0.9 if smoke else 0.99,
-      "target": {"name": "features", "teacher": teacher, "project": not smoke, "normalise": False},
+      "target": {"name": "features", "teacher": teacher, "project": True, "normalise": False},
       "tokenizer": {"name": "vq", "codes": 64 if smoke else 8192, "dim": 8 if smoke else 32,
                     "normalise": True, "encoder": encoder, "decoder": decoder}}
-  picture = dict(count=2_000, size=32) if smoke else dict(count=20_000, size=224, preset="clip")
+  picture = dict(count=2_000, size=64) if smoke else dict(count=20_000, size=224, preset="clip")
   c.data = common.images("train", crop=(0.2, 1.0), **picture)
   c.eval_data = common.images("validation", **picture)
   probes = common.probes(records=500 if smoke else None, **picture)

@@ -26,7 +26,7 @@ def published(size, patch, **length):
     patch: side of its patches in pixels.
   """
   c = common.base(batch_size=2048, **length)
-  run = dict(dtype="bfloat16", remat="full")
+  run = dict(dtype="bfloat16", remat="full", kernel_init="truncated_normal")
   c.objective = _objective(size, patch, (384, 12 if patch == 14 else 6, 12), **run)
   c.data = common.images("train", count=20_000, size=224, crop=(0.3, 1.0), preset="imagenet")
   c.evals = common.probes(count=20_000, size=224, every_percent=10, preset="imagenet")
@@ -37,7 +37,8 @@ def published(size, patch, **length):
 
 def smoke():
   c = common.base(batch_size=64, total_steps=200)
-  c.objective = _objective((64, 2, 2), 8, (32, 2, 2), scan=False)
+  c.objective = _objective((64, 2, 2), 8, (32, 2, 2), scan=False, kernel_init="xavier_uniform")
+  c.objective.momentum.start = 0.98  # with 0.996 so few steps would hardly move the teacher
   c = common.on_images(c, "smoke")
   c.optim.weight_decay = 0.04
   return c
@@ -50,5 +51,5 @@ def _objective(size, patch, predictor, **both):
       "name": "jepa", "mask": {"name": "multi_block"},
       "momentum": {"start": 0.996, "final": 1.0, "ramp_percent": 100},
       "encoder": {"name": "vit", "patch": patch, "pool": "mean", "position": "sincos",
-                  "activation": "gelu", "kernel_init": "truncated_normal", **trunk(size)},
+                  "activation": "gelu", **trunk(size)},
       "predictor": {"name": "predictor", **trunk(predictor)}}
