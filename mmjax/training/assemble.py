@@ -27,7 +27,7 @@ from mmjax.optim import build as optim_lib
 from mmjax.optim import groups as optim_groups
 from mmjax.parallel import lint
 from mmjax.parallel import mesh as mesh_lib
-from mmjax.training import flops, labels, outputs, pretrained, ramp, streams
+from mmjax.training import compiler, flops, labels, outputs, pretrained, ramp, streams
 from mmjax.training import frozen as frozen_lib
 from mmjax.training import state as state_lib
 from mmjax.training.step import make_train_step
@@ -62,6 +62,7 @@ class Settings:
     rules: changes to the table from logical axes to mesh axes.
     max_waste_gib: GiB of the state on a device that may be copies which the mesh could have divided,
       see `mmjax/parallel/lint.py`; None for no limit.
+    compiler_options: {name: value}, of XLA, for the train step.
     checkpoint: when to save and what to keep, see `CheckpointSettings`.
     log_every_steps: how often metrics are written.
     writers: to where; names or {"name": a file in `mmjax/report/writers/`, and its arguments}.
@@ -84,6 +85,7 @@ class Settings:
   mesh: dict = dataclasses.field(default_factory=dict)
   rules: dict = dataclasses.field(default_factory=dict)
   max_waste_gib: float | None = 1.0
+  compiler_options: dict = dataclasses.field(default_factory=dict)
   checkpoint: dict = dataclasses.field(default_factory=dict)
   log_every_steps: int = 50
   writers: tuple = ("jsonl", "tensorboard")
@@ -193,16 +195,7 @@ class Run:
                            micro_batches=self.settings.micro_batches, ema_decay=self.ema_decay)
     return jax.jit(step, in_shardings=(self.shardings, self.batch_sharding),
                    out_shardings=(self.shardings, mesh_lib.replicated(self.mesh)), donate_argnums=0,
-                   compiler_options=self._compiler_options())
-
-  def _compiler_options(self):
-    """Between TPU slices a layer's gradients are summed while the layer before it is differentiated.
-    XLA's pipelining would hide more of what the sums take, but keeps all gradients padded for it:
-    5% of the peak of SigLIP L/16 on 16 slices of v5e:16x16."""
-    devices = self.mesh.devices.ravel()
-    several = len(set(map(mesh_lib.slice_of, devices))) > 1
-    on_tpu = mesh_lib.platform_of(devices) == "tpu"
-    return {"xla_tpu_enable_collective_pipeliner": False} if on_tpu and several else None
+                   compiler_options=compiler.options(self.mesh, self.settings.compiler_options))
 
   def model_flops(self, batch_size: int | None = None) -> int | None:
     """FLOPs of a step of so many rows (default `settings.batch_size`), nothing computed twice; None
@@ -240,6 +233,7 @@ def assemble(config: Node, devices: list | None = None, example_data: bool = Fal
   settings, _ = _settings(config, epoch=1)  # its keys are looked at before any data is built
   outputs.check(settings.writers)
   mesh = _mesh(settings, devices)
+  compiler.check(mesh, settings.compiler_options)
   stream, loading = streams.make_stream(settings.data, "data", example_data)
   config = labels.fill_in(config, stream)
   settings, resolved = _settings(config, epoch=_epoch(config, stream))

@@ -1,0 +1,46 @@
+"""Options of XLA's compiler for the train step: ours, and those of the config."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from mmjax.config import ConfigError
+from mmjax.parallel import mesh as mesh_lib
+
+Options = dict[str, Any]
+
+
+def options(mesh: Mesh, chosen: Mapping[str, Any]) -> Options:
+  """What the step is compiled with for the devices of a mesh; `chosen` wins.
+
+  Between TPU slices a layer's gradients are summed while the layer before it is differentiated.
+  XLA's pipelining would hide more of what the sums take, but keeps all gradients padded for it: 5%
+  of the peak of SigLIP L/16 on 16 slices of v5e:16x16.
+  """
+  devices = mesh.devices.ravel()
+  several = len(set(map(mesh_lib.slice_of, devices))) > 1
+  on_tpu = mesh_lib.platform_of(devices) == "tpu"
+  ours = {"xla_tpu_enable_collective_pipeliner": False} if on_tpu and several else {}
+  return {**ours, **chosen}
+
+
+def check(mesh: Mesh, chosen: Mapping[str, Any]) -> None:
+  """Compiles next to nothing with the config's options, so that what is wrong is found at the start.
+
+  Raises:
+    ConfigError: the compiler has no such option, or the option no such value.
+  """
+  if not chosen:
+    return
+  number = jax.ShapeDtypeStruct((), jnp.float32, sharding=mesh_lib.replicated(mesh))
+  lowered = jax.jit(jnp.negative).lower(number)
+  for name, value in chosen.items():
+    try:
+      lowered.compile({name: value})
+    except Exception as error:  # JaxRuntimeError here, others from other backends
+      raise ConfigError(f"compiler_options.{name}: the compiler for "
+                        f"{mesh_lib.platform_of(mesh.devices.ravel())} does not take {value!r}: "
+                        f"{str(error).partition(chr(10))[0]}") from error
