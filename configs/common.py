@@ -106,6 +106,11 @@ def probes(*, count, size, records=1000, every_percent=None, feature="image/pool
       for label in ("colour", "shape") for name in ("linear_probe", "knn", "few_shot")}
 
 
+def linear_probes(**scene):
+  """The two linear ones of `probes`, whose arguments these are."""
+  return {name: node for name, node in probes(**scene).items() if node["name"] == "linear_probe"}
+
+
 def mlp_dim(size):
   """The hidden width of a key of `SIZES`."""
   return MLP_DIMS.get(size, 4 * SIZES[size][0])
@@ -201,8 +206,7 @@ def on_images(c, arg, *, pixels=224, preset="half", crop=(0.2, 1.0)):
   scene = dict(count=2_000 if smoke else 20_000, size=64 if smoke else pixels, preset=preset)
   c.data = images("train", crop=(0.6, 1.0) if smoke else crop, flip=True, **scene)
   c.eval_data = images("validation", **scene)
-  c.evals = {name: node for name, node in probes(**scene).items() if name.endswith("linear_probe")}
-  c.evals.loss = {"name": "loss", "every_percent": 25}
+  c.evals = {**linear_probes(**scene), "loss": {"name": "loss", "every_percent": 25}}
   if smoke:
     for length in {"total_examples", "total_epochs"} & set(c):
       del c[length]

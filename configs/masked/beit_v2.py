@@ -37,8 +37,8 @@ def get_config(arg=None):
   picture = dict(count=2_000, size=32) if smoke else dict(count=20_000, size=224, preset="clip")
   c.data = common.images("train", crop=(0.2 if smoke else 0.08, 1.0), **picture)
   c.eval_data = common.images("validation", **picture)
-  probes = common.probes(records=500 if smoke else None, **picture)
-  c.evals = {"loss": {"every_percent": 25}, "shape_linear_probe": probes["shape_linear_probe"]}
+  c.evals = {"loss": {"every_percent": 25},
+             **common.linear_probes(records=500 if smoke else None, **picture)}
   c.optim.update(lr=2e-3 if smoke else 1.5e-3, b2=0.98, weight_decay=0.05, clip_norm=3.0)
   c.optim.schedule = {"name": "cosine", "warmup_percent": 10 if smoke else 0.6}
   if smoke:

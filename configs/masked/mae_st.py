@@ -12,6 +12,9 @@ is replaced.
 from configs import common
 from configs.masked import mae
 
+# Of a clip: whether an object or the camera moves, and which way.
+LABELS = ("moves", "direction")
+
 
 def get_config(arg=None):
   arg = common.variant(arg, "l16", "smoke")
@@ -31,9 +34,10 @@ def get_config(arg=None):
   size = dict(count=1_000 if smoke else 20_000, pixels=pixels, frames=frames)
   c.data = clips("train", crop=(0.5, 1.0), **size)
   c.eval_data = clips("validation", **size)
-  probe = {"name": "linear_probe", "label": "moves", "feature": "video/pooled", "max_records": 1000,
+  probe = {"name": "linear_probe", "feature": "video/pooled", "max_records": 1000,
            "train": clips("train", **size), "data": clips("test", **size)}
-  c.evals = {"moves": probe, "loss": {"name": "loss", "every_percent": 25, "batch_size": 64},
+  c.evals = {**{label: {**probe, "label": label} for label in LABELS},
+             "loss": {"name": "loss", "every_percent": 25, "batch_size": 64},
              "reconstruction": {"name": "reconstruction", "input": "video"}}
   c.optim.update(lr=1.6e-3 * 512 / 256, b2=0.95, weight_decay=0.05, clip_norm=None)
   c.optim.groups = [{"match": "(.*/)?kernel"}, {"match": ".*", "decay": 0.0}]
@@ -44,12 +48,12 @@ def get_config(arg=None):
 
 
 def clips(split, *, count, pixels, frames, crop=None):
-  """A stream of the built-in clips with the label of what moves; `crop` as in `common.images`."""
+  """A stream of the built-in clips with their labels; `crop` as in `common.images`."""
   view = {"name": "RandomResizedCrop", "scale": crop} if crop else {"name": "Resize"}
   return {
       "source": {"name": "scenes", "split": split, "count": count, "frames": frames,
                  "size": min(pixels, 64)},
       "transforms": [{"name": "Decode", "key": "video"}, {**view, "size": pixels, "key": "video"},
                      {"name": "Normalise", "preset": "imagenet", "key": "video"},
-                     {"name": "Keep", "keys": ["video", "moves"]}],
+                     {"name": "Keep", "keys": ["video", *LABELS]}],
       "shuffle": split == "train"}

@@ -35,9 +35,8 @@ def get_config(arg=None):
   count, pixels = (2_000, 32) if smoke else (20_000, PIXELS)
   c.data = common.images("train", count=count, size=pixels, crop=(0.2, 1.0))
   c.eval_data = common.images("validation", count=count, size=pixels)
-  probes = common.probes(count=count, size=pixels, records=500 if smoke else None)
   c.evals = {"loss": {"every_percent": 25}, "codebook": {"max_records": 512},
-             "shape_linear_probe": probes["shape_linear_probe"]}
+             **common.linear_probes(count=count, size=pixels, records=500 if smoke else None)}
   # 1.5e-4 for each 256 rows, app. B; 40 of 1600 epochs of warmup.
   c.optim.update(lr=2e-3 if smoke else 1.5e-4 * 16, b2=0.95, weight_decay=0.05)
   c.optim.schedule = {"name": "cosine", "warmup_percent": 10 if smoke else 2.5}

@@ -21,9 +21,8 @@ def get_config(arg=None):
              "dtype": "bfloat16", "remat": "full"}
   decoder = {"name": "unet_decoder", "width": 768, "dtype": "bfloat16"}
   if smoke:  # cells of 8 pixels
-    encoder = {"name": "convnext", "widths": (16, 32, 64), "depths": (1, 1, 2), "stem": 2,
-               "layer_scale": None}
-    decoder = {"name": "unet_decoder", "stages": 3, "patch": 8, "width": 32}
+    encoder = {"name": "convnext", "widths": (32, 64), "depths": (1, 2), "layer_scale": None}
+    decoder = {"name": "unet_decoder", "stages": 2, "patch": 8, "width": 32}
   c.objective = {"name": "masked", "encoder": encoder, "mask": {"name": "random", "ratio": 0.6},
                  "target": {"name": "pixels"}, "decoder": decoder, "head": False}
   c.optim.update(name="lamb", lr=2e-4 * 4096 / 256, weight_decay=0.04, clip_norm=5.0)

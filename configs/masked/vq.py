@@ -50,10 +50,9 @@ def get_config(arg=None):
 
 
 def small(c):
-  """For a CPU: few steps, and a probe of the encoder."""
+  """For a CPU: few steps, and probes of the encoder."""
   c.batch_size, c.total_steps = 32, 250
   c.checkpoint.every_steps, c.log_every_steps = 250, 25
   c.optim.update(lr=3e-3, b1=0.9)
   c.optim.schedule = {"name": "cosine", "warmup_percent": 10}
-  probes = common.probes(count=2_000, size=32, records=500)
-  c.evals["shape_linear_probe"] = probes["shape_linear_probe"]
+  c.evals.update(common.linear_probes(count=2_000, size=32, records=500))

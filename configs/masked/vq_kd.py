@@ -34,9 +34,8 @@ def get_config(arg=None):
   picture = dict(count=2_000, size=64) if smoke else dict(count=20_000, size=224, preset="clip")
   c.data = common.images("train", crop=(0.2, 1.0), **picture)
   c.eval_data = common.images("validation", **picture)
-  probes = common.probes(records=500 if smoke else None, **picture)
   c.evals = {"loss": {"every_percent": 25}, "codebook": {"every_percent": 25, "max_records": 512},
-             "shape_linear_probe": probes["shape_linear_probe"]}
+             **common.linear_probes(records=500 if smoke else None, **picture)}
   c.optim.update(lr=2e-3 if smoke else 2e-4, b2=0.99, weight_decay=1e-4)
   if smoke:
     c.checkpoint.every_steps, c.log_every_steps = 200, 20

@@ -59,8 +59,7 @@ def recipe(smoke, size, losses, *, local_views, **length):
   small = {"global_size": 64, "local_size": 32, "local_views": 4}
   crops = small if smoke else {"local_views": local_views}
   c.data = views(crops, **scene, **({"objects": 1} if smoke else {}))
-  c.evals = {name: node for name, node in common.probes(
-      **scene, every_percent=None if smoke else 10).items() if name.endswith("linear_probe")}
+  c.evals = common.linear_probes(**scene, every_percent=None if smoke else 10)
   c.optim.update(weight_decay=0.04, clip_norm=3.0)
   if smoke:
     c.checkpoint.every_steps, c.log_every_steps = 100, 20

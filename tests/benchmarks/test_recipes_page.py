@@ -10,17 +10,19 @@ from mmjax import config as config_lib
 
 
 def fake(probe, loss=0.5):
-  return Result(probe, loss, 1.0)
+  return Result(probe, probe / 2, loss, 1.0)
 
 
 def test_every_masked_and_self_distilled_recipe_has_a_row():
   shipped = {name for name in config_lib.shipped() if name.startswith(("masked/", "selfdistill/"))}
   assert {recipe.config for recipe in RECIPES} == shipped
   for recipe in RECIPES:
-    evaluator, _, metric = recipe.probe.partition("/")
     config = recipes.smoke(recipe, 0)
-    assert config["evals"][evaluator]["name"] == "linear_probe" and metric == "top1", recipe.name
-    assert not recipe.label or "encoder" in config["objective"], recipe.name
+    assert next(iter(recipe.probes)) == recipe.label and len(recipe.probes) == 2, recipe.name
+    for label, evaluator in recipe.probes.items():
+      probe = config["evals"][evaluator]
+      assert (probe["name"], probe["label"]) == ("linear_probe", label), recipe.name
+    assert recipe.labelled == ("encoder" in config["objective"]), recipe.name
 
 
 def test_gain_is_the_least_over_seeds_and_must_reach_the_margin():
@@ -28,11 +30,12 @@ def test_gain_is_the_least_over_seeds_and_must_reach_the_margin():
   results = {"recipe": [fake(0.5, 0.4), fake(0.3, 0.6)], "untrained": [fake(0.2), fake(0.27)],
              "labels": [fake(0.8), fake(0.6)]}
   row = recipes.row(recipe, results)
-  assert row[2:] == ("2", "0.500 of 1.000", "0.400", "0.235", "0.700", "+0.030", "**no**")
+  assert row[2:] == ("2", "0.500 of 1.000", "shape", "0.400", "0.235", "0.700", "+0.030", "**no**",
+                     "colour 0.200 / 0.118")
   results["recipe"][1] = fake(0.33)
-  assert recipes.row(recipe, results)[-2:] == ("+0.060", "yes")
+  assert recipes.row(recipe, results)[-3:-1] == ("+0.060", "yes")
   results["recipe"][0] = fake(0.5, 0.97)  # one seed's loss is near its trivial value
-  assert recipes.row(recipe, results)[-2:] == ("+0.060", "**no**")
+  assert recipes.row(recipe, results)[-3:-1] == ("+0.060", "**no**")
 
 
 def test_page_shows_what_is_finished_and_names_the_rest():
@@ -44,14 +47,15 @@ def test_page_shows_what_is_finished_and_names_the_rest():
   assert f"Not run yet: {', '.join(one.name for one in rest)}." in text
 
 
-def test_comparisons_share_encoder_and_budget():
-  recipe = next(one for one in RECIPES if one.name == "mae")
+@pytest.mark.parametrize("name, classes", [("mae", 6), ("mae_st", 2)])
+def test_comparisons_share_encoder_and_budget(name, classes):
+  recipe = next(one for one in RECIPES if one.name == name)
   before = recipes.untrained(recipe, 3)
   assert before["total_steps"] == 1 and before["optim"]["lr"] == 0 and before["seed"] == 3
-  assert list(before["evals"]) == ["shape_linear_probe"]
+  assert list(before["evals"]) == list(recipe.probes.values())
   ours, labelled = recipes.smoke(recipe, 3), recipes.labels(recipe, 3)
   model = labelled["objective"]["model"]
-  assert {**ours["objective"]["encoder"], "classes": 6} == model
+  assert {**ours["objective"]["encoder"], "classes": classes} == model
   spent = ours["total_steps"] * recipes.flops(ours)
   assert labelled["total_steps"] * recipes.flops(labelled) == pytest.approx(spent, rel=0.05)
 

@@ -64,13 +64,22 @@ def test_interrupted_run_goes_on_and_the_page_names_what_is_missing(calls, tmp_p
   first = ["--only=siglip_l16 v5e", f"--page={page}"]
   scaling.main(first)
   assert calls == ["siglip_l16 v5e:4x4", "siglip_l16 v5e:16x16"]
-  assert "Not compiled yet: siglip v5e:16x16, " in page.read_text()
+  assert "Not compiled yet: siglip v5e:16x16, siglip 16 x v5e:16x16, " in page.read_text()
   scaling.main([f"--page={page}"])
   assert sorted(calls) == sorted(cell.name for cell in scaling.cells())  # each once
   text = page.read_text()
   assert "Not compiled" not in text and "Nothing here was run on these chips" in text
   # 10 + 4096 / 40960 against 10 + 256 / 40960.
   assert "| L/16 | v5e | +0.00% | +0.00% | +0.94% |" in text
+
+
+def test_what_grows_over_slices_is_there_once_more_with_less_memory_for_the_scheduler():
+  held = {cell.name: cell for cell in scaling.cells() if cell.title == scaling.HELD}
+  assert set(held) == {f"{name} held" for name in (
+      "siglip v5e:16x16", "siglip 16 x v5e:16x16", "siglip_l16 v6e:16x16", "siglip_l16 16 x v6e:16x16")}
+  for cell in held.values():
+    assert cell.load()["compiler_options"] == {
+        "xla_tpu_scheduler_percent_shared_memory_limit": 3}, cell.name
 
 
 def test_unknown_cell_is_an_error(capsys):
