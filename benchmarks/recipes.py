@@ -4,18 +4,20 @@
   python -m benchmarks.recipes --workdir=runs/recipes --only=mae,ijepa --seeds=1
   python -m benchmarks.recipes --list
 
-For each recipe's `smoke` variant and each seed there are three runs of `mmjax train`: the recipe; its
-encoder untrained (one step at learning rate 0); and its encoder trained on labels with as many FLOPs.
-All three end with the recipe's own probe, on more records than in the smoke variant. A recipe that
-wants a teacher gets a CLIP that is trained first. Each run is a folder of the workdir; those that are
-finished are not repeated, so an interrupted command goes on where it was, and several commands may
-share a workdir if they differ in `--only`. The page shows what there is, and names what is missing.
+For each recipe's `smoke` variant and each seed there are two runs of `mmjax train`: the recipe, and
+its encoder untrained (one step at learning rate 0); for the first seed also its encoder trained on
+labels with as many FLOPs. All end with the recipe's own probes, on more records than in the smoke
+variant. A recipe that wants a teacher gets a CLIP that is trained first. Each run is a folder of the
+workdir; those that are finished are not repeated, so an interrupted command goes on where it was, and
+several commands may share a workdir if they differ in `--only`. The page shows what there is, and
+names what is missing.
 """
 
 import argparse
 from collections.abc import Mapping
 import copy
 import dataclasses
+import json
 import multiprocessing
 import pathlib
 import statistics
@@ -27,9 +29,10 @@ SEEDS = 3
 KINDS = ("recipe", "untrained", "labels")
 STEPS = 1000  # five times those of most smoke variants
 PICTURES = 30_000  # of the dataset that probes read: 1,000 records of single objects to test on
-CLIPS = 8_000  # the same of clips, of which a tenth is to test on
+CLIPS = 4_000  # of clips; those of another seed are to test on, all of them rather than a tenth
 MARGIN, LOSS_SHARE = 0.05, 0.05
-LABELS = ({"colour": 8, "shape": 6}, {"moves": 2, "direction": 4})  # and their numbers of classes
+CLASSES = {"colour": 8, "shape": 6}
+CONSTANT = "best_constant.json"  # of a run: {term: its loss}
 TEACHER = "contrastive/clip:smoke"
 TEACHER_STEPS = 1500
 
@@ -41,7 +44,7 @@ class Recipe:
   Attributes:
     config: its name, without a variant.
     pins: the mechanism that is its own.
-    label: what the probe is to tell; the other of its group in `LABELS` is shown besides.
+    label: what the probe is to tell; the other of `CLASSES` is shown besides.
     margin: by how much the probe is to beat that of the untrained encoder, in every seed.
     labelled: the encoder is trained on the label too, for comparison. Not where it is part of a
       tokenizer.
@@ -62,51 +65,62 @@ class Recipe:
     return self.config.rpartition("/")[2]
 
   @property
-  def kinds(self) -> tuple[str, ...]:
-    return KINDS if self.labelled else KINDS[:2]
+  def steps(self) -> int:
+    return int(self.settings.get("total_steps", STEPS))
+
+  def kinds(self, seed: int = 0) -> tuple[str, ...]:
+    """What is run with a seed."""
+    return KINDS if self.labelled and seed == 0 else KINDS[:2]
 
   @property
   def probes(self) -> dict[str, str]:
     """{label: evaluator}, that of `label` first."""
-    pair = next(pair for pair in LABELS if self.label in pair)
-    labels = sorted(pair, key=lambda label: label != self.label)
-    return {label: label if "direction" in pair else f"{label}_linear_probe" for label in labels}
+    labels = sorted(CLASSES, key=lambda label: label != self.label)
+    return {label: f"{label}_linear_probe" for label in labels}
 
 
 RECIPES = (
     Recipe("masked/mae", "only visible patches are encoded; normalised pixels"),
-    Recipe("masked/simmim", "mask tokens in the encoder; raw pixels, linear head"),
-    Recipe("masked/mae_st", "a tenth of a clip's patches is encoded", label="moves"),
+    Recipe("masked/simmim", "mask tokens in the encoder; raw pixels, linear head", label="colour"),
+    Recipe("masked/mae_st", "a tenth of a clip's patches is encoded"),
     Recipe("masked/spark", "a CNN that computes on seen cells only"),
-    Recipe("masked/maskdistill", "normalised features of a frozen teacher", taught=True),
+    Recipe("masked/maskdistill", "normalised features of a frozen teacher", label="colour",
+         taught=True),
     Recipe("masked/eva02", "a teacher's features by cosine; SwiGLU, rotary positions",
-         taught=True),
+         label="colour", taught=True),
     Recipe("masked/maskalign", "seen tokens aligned with a teacher's; nothing is reconstructed",
+         label="colour", taught=True),
+    Recipe("masked/vq", "codes that follow what is encoded; dead ones are revived", label="colour",
+         labelled=False),
+    Recipe("masked/vq_kd", "codes that tell what a teacher sees", label="colour", labelled=False,
          taught=True),
-    Recipe("masked/vq", "codes that follow what is encoded; dead ones are revived", labelled=False),
-    Recipe("masked/vq_kd", "codes that tell what a teacher sees", labelled=False, taught=True),
-    Recipe("masked/beit_v2", "ids of a tokenizer; block masks"),
-    Recipe("masked/mage", "tokens in, tokens out, a ratio of its own for each row"),
+    Recipe("masked/beit_v2", "ids of a tokenizer; block masks", label="colour"),
+    Recipe("masked/mage", "tokens in, tokens out, a ratio of its own for each row",
+         settings={"total_steps": "2000"}),
     Recipe("masked/multimae", "three modalities in, three out; Dirichlet budget"),
     Recipe("masked/fourm", "one table of modalities; encoder and decoder on budgets"),
-    Recipe("selfdistill/ibot", "teacher's prototypes of masked patches and of other views"),
-    Recipe("selfdistill/dinov2", "the same with Sinkhorn, heads apart, KoLeo"),
-    Recipe("selfdistill/msn", "masked views assigned to prototypes, mean entropy"),
-    Recipe("selfdistill/ijepa", "features of target blocks from a context"),
-    Recipe("selfdistill/cjepa", "the same with variance and covariance terms"),
-    Recipe("selfdistill/vicreg", "variance, invariance, covariance of two views"),
+    Recipe("selfdistill/ibot", "teacher's prototypes of masked patches and of other views",
+         label="colour", settings={"total_steps": "300"}),
+    Recipe("selfdistill/dinov2", "the same with Sinkhorn, heads apart, KoLeo", label="colour",
+         settings={"total_steps": "600"}),
+    Recipe("selfdistill/msn", "masked views assigned to prototypes, mean entropy", label="colour",
+         settings={"total_steps": "300"}),
+    Recipe("selfdistill/ijepa", "features of target blocks from a context", label="colour"),
+    Recipe("selfdistill/cjepa", "the same with variance and covariance terms", label="colour"),
+    Recipe("selfdistill/vicreg", "variance, invariance, covariance of two views", label="colour"),
 )
 
 INTRODUCTION = f"""# What the recipes learn
 
 Made by `python -m benchmarks.recipes`. Every masked and self-distilled recipe in its `smoke` variant,
-{STEPS:,} steps of 64 rows unless it says otherwise, on the built-in pictures at 64 pixels (or 32): a
-check that the mechanism works, not a comparison of methods, whose order at such a size means nothing.
+on the built-in pictures at 64 pixels (or 32), for more steps than there: a check that the mechanism
+works, not a comparison of methods, whose order at such a size means nothing.
 
-- *loss*: held out, at the end, beside that of a model that has learned nothing, where there is one;
+- *loss*: held out, at the end, beside its trivial value: that of the best constant prediction, or of
+  equal probabilities. Losses of two views have none;
 - *probe*: what a linear probe on the frozen encoder is to tell, fitted to 1,000 records and
-  tested on 1,000 (clips: 800). Its accuracy, mean over seeds, after the *recipe*, of the same encoder
-  *untrained*, and of the same encoder trained on these *labels* with as many FLOPs;
+  tested on 1,000. Its accuracy, mean over seeds, after the *recipe*, of the same encoder
+  *untrained*, and (first seed only) of the same encoder trained on these *labels* with as many FLOPs;
 - *gain*: the least over seeds of recipe minus untrained;
 - *learns*: in every seed the loss is below its trivial value by {LOSS_SHARE:.0%} or more, and the gain
   at least the margin, {MARGIN:.2f} unless it says otherwise;
@@ -120,15 +134,18 @@ def smoke(recipe: Recipe, seed: int, teacher: str = "") -> dict:
   Args:
     teacher: workdir of a trained teacher; "" leaves a random one.
   """
-  settings = {"total_steps": str(STEPS), **recipe.settings, "seed": str(seed)}
+  settings = {"total_steps": str(recipe.steps), **recipe.settings, "seed": str(seed)}
   if teacher:
     settings["objective.target.teacher.from"] = teacher
   config = config_lib.load(f"{recipe.config}:smoke", settings)
   for name in recipe.probes.values():
     probe = config["evals"][name]
     probe["max_records"], probe["every_percent"] = 1000, None
+    clips = "frames" in probe["train"]["source"]
     for stream in probe["train"], probe["data"]:
-      stream["source"]["count"] = CLIPS if "frames" in stream["source"] else PICTURES
+      stream["source"]["count"] = CLIPS if clips else PICTURES
+    if clips:
+      probe["data"]["source"].update(split="train", seed=1)
   return config
 
 
@@ -154,8 +171,7 @@ def labels(recipe: Recipe, seed: int, teacher: str = "") -> dict:
   del teacher
   config = only_probes(smoke(recipe, seed), recipe)
   budget = config["total_steps"] * flops(smoke(recipe, seed))
-  classes = next(group[recipe.label] for group in LABELS if recipe.label in group)
-  encoder = {**config["objective"]["encoder"], "classes": classes}
+  encoder = {**config["objective"]["encoder"], "classes": CLASSES[recipe.label]}
   encoder.pop("mask_token", None)
   config["objective"] = {"name": "classification", "label": recipe.label, "model": encoder}
   for probe in config["evals"].values():
@@ -165,10 +181,9 @@ def labels(recipe: Recipe, seed: int, teacher: str = "") -> dict:
         stream["transforms"] = [*stream["transforms"],
                                 {"name": "Rename", "names": {"video": "image"}}]
   probe = config["evals"][recipe.probes[recipe.label]]["train"]
-  flip = [] if "direction" in recipe.probes else [{"name": "Flip"}]
   transforms = [step for old in probe["transforms"] for step in (
-      [{**old, "name": "RandomResizedCrop", "scale": (0.6, 1.0)}, *flip]
-      if old["name"] == "Resize" else [old])]
+      [{**old, "name": "RandomResizedCrop", "scale": (0.6, 1.0)},
+       {"name": "Flip", "key": old.get("key", "image")}] if old["name"] == "Resize" else [old])]
   config["data"] = {**probe, "transforms": transforms, "shuffle": True}
   config.pop("eval_data", None)
   config["optim"] = {"name": "adamw", "lr": 1e-3, "weight_decay": 1e-4, "clip_norm": 1.0,
@@ -196,9 +211,14 @@ MAKE = {"recipe": alone, "untrained": untrained, "labels": labels}
 
 
 def train(recipe: Recipe, kind: str, seed: int, workdir: str, teacher: str = "") -> None:
-  """One run to its end, in this process."""
+  """One run to its end, in this process; for the recipe also what the best constant loses."""
+  from benchmarks import trivial
   from mmjax import train as train_lib
-  train_lib.train(MAKE[kind](recipe, seed, teacher), workdir)
+  config = MAKE[kind](recipe, seed, teacher)
+  if kind == "recipe" and (found := trivial.best_constant(config)):
+    pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+    (pathlib.Path(workdir) / CONSTANT).write_text(json.dumps(dict([found])))
+  train_lib.train(config, workdir)
 
 
 def train_teacher(workdir: str) -> None:
@@ -217,19 +237,22 @@ class Result:
   trivial: float | None
 
 
-def result(recipe: Recipe, workdir: pathlib.Path) -> Result | None:
-  """What a finished run came to; None if it is not finished."""
+def result(recipe: Recipe, workdir: pathlib.Path, steps: int | None = None) -> Result | None:
+  """What a finished run came to; None if it is not finished, or had another number of steps."""
   from mmjax.report import runs
   if not (workdir / "config.json").exists():
     return None
   run = runs.read(str(workdir))
   probes = [run.evaluations.get(f"{name}/top1", ((0,), (0.0,))) for name in recipe.probes.values()]
-  if any(steps[-1] < run.config["total_steps"] for steps, _ in probes):
+  total = run.config["total_steps"]
+  if any(ends[-1] < total for ends, _ in probes) or steps not in (None, total):
     return None
-  trivial = run.model.get("trivial") or {}
+  constant = workdir / CONSTANT
+  trivial = json.loads(constant.read_text()) if constant.exists() else run.model.get("trivial") or {}
   term = next(iter(trivial), None)
   _, held = run.evaluations.get(f"loss/{term}", ((), ()))
-  return Result(*(float(values[-1]) for _, values in probes), float(held[-1]) if len(held) else None, trivial.get(term))
+  return Result(*(float(values[-1]) for _, values in probes),
+                float(held[-1]) if len(held) else None, trivial.get(term))
 
 
 def below_trivial(one: Result) -> bool:
@@ -254,20 +277,21 @@ def row(recipe: Recipe, results: dict[str, list[Result]]) -> tuple[str, ...]:
   first, second = recipe.probes
   probe, other = (lambda some, name=name: f"{mean([getattr(one, name) for one in some]):.3f}"
                   for name in ("probe", "other"))
-  return (f"[`{recipe.config}`](../configs/{recipe.config}.py)", recipe.pins, str(len(ours)), loss,
-          first, probe(ours), probe(before), probe(labelled) if labelled else "–", f"{gain:+.3f}",
+  return (f"[`{recipe.config}`](../configs/{recipe.config}.py)", recipe.pins, f"{recipe.steps:,}",
+          str(len(ours)), loss, first, probe(ours), probe(before),
+          probe(labelled) if labelled else "–", f"{gain:+.3f}",
           held if recipe.margin == MARGIN else f"{held} ({recipe.margin:.2f})",
           f"{second} {other(ours)} / {other(before)}")
 
 
-COLUMNS = ("recipe", "what it pins", "seeds", "loss", "probe", "recipe", "untrained", "labels",
+COLUMNS = ("recipe", "what it pins", "steps", "seeds", "loss", "probe", "recipe", "untrained", "labels",
            "gain", "learns", "other probe, recipe / untrained")
 
 
 def page(results: dict[str, dict[str, list[Result]]]) -> str:
   """The page of the recipes whose runs are finished."""
   line = lambda cells: f"| {' | '.join(cells)} |"
-  complete = [one for one in RECIPES if all(results[one.name].get(kind) for kind in one.kinds)]
+  complete = [one for one in RECIPES if all(results[one.name].get(kind) for kind in one.kinds())]
   lines = [line(row(one, results[one.name])) for one in complete]
   parts = [INTRODUCTION, line(COLUMNS), line(["---"] * len(COLUMNS)), *lines, ""]
   missing = [one.name for one in RECIPES if one not in complete]
@@ -280,11 +304,17 @@ def found(workdir: pathlib.Path, seeds: int) -> dict[str, dict[str, list[Result]
   """{recipe: {kind: results}} of the seeds that are finished in all kinds."""
   results = {}
   for recipe in RECIPES:
-    by_seed = [[result(recipe, folder(workdir, recipe, kind, seed)) for kind in recipe.kinds]
-               for seed in range(seeds)]
-    whole = [one for one in by_seed if None not in one]
-    results[recipe.name] = dict(zip(recipe.kinds, map(list, zip(*whole))))
+    ours = results[recipe.name] = {kind: [] for kind in recipe.kinds()}
+    for seed in range(seeds):
+      ends = {kind: end_of(workdir, recipe, kind, seed) for kind in recipe.kinds(seed)}
+      for kind, end in ends.items() if None not in ends.values() else ():
+        ours[kind].append(end)
   return results
+
+
+def end_of(workdir: pathlib.Path, recipe: Recipe, kind: str, seed: int) -> Result | None:
+  """`result` of one of the page's runs."""
+  return result(recipe, folder(workdir, recipe, kind, seed), recipe.steps if kind == "recipe" else None)
 
 
 def folder(workdir: pathlib.Path, recipe: Recipe, kind: str, seed: int) -> pathlib.Path:
@@ -310,14 +340,14 @@ def main(argv=None):
     parser.error(f"--only: no recipe {unknown[0]!r}; valid: {', '.join(names)}")
   for seed in range(args.seeds):
     for recipe in RECIPES:
-      for kind in recipe.kinds if recipe.name in chosen else ():
+      for kind in recipe.kinds(seed) if recipe.name in chosen else ():
         place = folder(args.workdir, recipe, kind, seed)
-        if result(recipe, place) is None:
+        if end_of(args.workdir, recipe, kind, seed) is None:
           teacher = str(args.workdir / "teacher") if recipe.taught else ""
           if teacher:
             _in_a_process(train_teacher, teacher)
           status = _in_a_process(train, recipe, kind, seed, str(place), teacher)
-          done = result(recipe, place)
+          done = end_of(args.workdir, recipe, kind, seed)
           print(f"{recipe.name} {kind} seed {seed}: "
                 + (f"probe {done.probe:.3f}" if done else f"failed with status {status}"), flush=True)
           args.page.write_text(page(found(args.workdir, args.seeds)))

@@ -12,8 +12,8 @@ is replaced.
 from configs import common
 from configs.masked import mae
 
-# Of a clip: whether an object or the camera moves, and which way.
-LABELS = ("moves", "direction")
+# Of a clip of one object; `moves` is whether it does or the camera.
+LABELS = ("colour", "shape", "moves")
 
 
 def get_config(arg=None):
@@ -35,8 +35,8 @@ def get_config(arg=None):
   c.data = clips("train", crop=(0.5, 1.0), **size)
   c.eval_data = clips("validation", **size)
   probe = {"name": "linear_probe", "feature": "video/pooled", "max_records": 1000,
-           "train": clips("train", **size), "data": clips("test", **size)}
-  c.evals = {**{label: {**probe, "label": label} for label in LABELS},
+           "train": clips("train", objects=1, **size), "data": clips("test", objects=1, **size)}
+  c.evals = {**{f"{label}_linear_probe": {**probe, "label": label} for label in LABELS},
              "loss": {"name": "loss", "every_percent": 25, "batch_size": 64},
              "reconstruction": {"name": "reconstruction", "input": "video"}}
   c.optim.update(lr=1.6e-3 * 512 / 256, b2=0.95, weight_decay=0.05, clip_norm=None)
@@ -47,12 +47,12 @@ def get_config(arg=None):
   return c
 
 
-def clips(split, *, count, pixels, frames, crop=None):
-  """A stream of the built-in clips with their labels; `crop` as in `common.images`."""
+def clips(split, *, count, pixels, frames, crop=None, **source):
+  """A stream of the built-in clips with their labels; `crop` and `source` as in `common.images`."""
   view = {"name": "RandomResizedCrop", "scale": crop} if crop else {"name": "Resize"}
   return {
       "source": {"name": "scenes", "split": split, "count": count, "frames": frames,
-                 "size": min(pixels, 64)},
+                 "size": min(pixels, 64), **source},
       "transforms": [{"name": "Decode", "key": "video"}, {**view, "size": pixels, "key": "video"},
                      {"name": "Normalise", "preset": "imagenet", "key": "video"},
                      {"name": "Keep", "keys": ["video", *LABELS]}],

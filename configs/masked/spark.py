@@ -21,7 +21,8 @@ def get_config(arg=None):
              "dtype": "bfloat16", "remat": "full"}
   decoder = {"name": "unet_decoder", "width": 768, "dtype": "bfloat16"}
   if smoke:  # cells of 8 pixels
-    encoder = {"name": "convnext", "widths": (32, 64), "depths": (1, 2), "layer_scale": None}
+    encoder = {"name": "convnext", "widths": (32, 64), "depths": (1, 2), "layer_scale": None,
+               "scan": False}
     decoder = {"name": "unet_decoder", "stages": 2, "patch": 8, "width": 32}
   c.objective = {"name": "masked", "encoder": encoder, "mask": {"name": "random", "ratio": 0.6},
                  "target": {"name": "pixels"}, "decoder": decoder, "head": False}

@@ -5,6 +5,7 @@ sec. 3.1): a cell that is not seen is zero in the input of every convolution, an
 seen then depends on what is seen alone, and no hole is filled layer by layer.
 """
 
+import functools
 from typing import ClassVar
 
 from flax import linen as nn
@@ -37,10 +38,42 @@ class DepthwiseConv(nn.Module):
                                           "kernel_width", None, "norm"),
                         (KERNEL, KERNEL, 1, width), jnp.float32)
     bias = self.param("bias", logical(nn.initializers.zeros, "norm"), (width,), jnp.float32)
-    y = jax.lax.conv_general_dilated(
-        x.astype(self.dtype), kernel.astype(self.dtype), (1, 1), "SAME", feature_group_count=width,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    return y + bias.astype(self.dtype)
+    return depthwise(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+
+
+def _depthwise(x, kernel):
+  return jax.lax.conv_general_dilated(
+      x, kernel, (1, 1), "SAME", feature_group_count=x.shape[-1],
+      dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+@jax.custom_vjp
+def depthwise(x, kernel):
+  """Convolution of each channel by itself: [B, H, W, C] and [K, K, 1, C], K odd -> [B, H, W, C].
+
+  On CPUs the kernel's gradient has a form of its own: XLA makes a dense convolution of it there, which
+  computes all C x C pairs of channels.
+  """
+  return _depthwise(x, kernel)
+
+
+def _depthwise_bwd(saved, dy):
+  x, kernel = saved
+  dx = jax.vjp(lambda x: _depthwise(x, kernel), x)[1](dy)[0]
+  of_xla = lambda x, dy: jax.vjp(lambda k: _depthwise(x, k), kernel)[1](dy)[0]
+  return dx, jax.lax.platform_dependent(x, dy, cpu=functools.partial(
+      _kernel_gradient, side=len(kernel)), default=of_xla)
+
+
+def _kernel_gradient(x, dy, side):
+  """[side, side, 1, C], place by place: the sum over [B, H, W] of x, shifted, times dy."""
+  rows, columns, far = x.shape[1], x.shape[2], side // 2
+  x = jnp.pad(x, ((0, 0), (far, far), (far, far), (0, 0)))
+  one = lambda i, j: jnp.einsum("bhwc,bhwc->c", x[:, i:i + rows, j:j + columns], dy)
+  return jnp.stack([jnp.stack([one(i, j) for j in range(side)]) for i in range(side)])[:, :, None]
+
+
+depthwise.defvjp(lambda x, kernel: (_depthwise(x, kernel), (x, kernel)), _depthwise_bwd)
 
 
 class Block(nn.Module):

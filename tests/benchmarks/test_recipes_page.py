@@ -30,7 +30,7 @@ def test_gain_is_the_least_over_seeds_and_must_reach_the_margin():
   results = {"recipe": [fake(0.5, 0.4), fake(0.3, 0.6)], "untrained": [fake(0.2), fake(0.27)],
              "labels": [fake(0.8), fake(0.6)]}
   row = recipes.row(recipe, results)
-  assert row[2:] == ("2", "0.500 of 1.000", "shape", "0.400", "0.235", "0.700", "+0.030", "**no**",
+  assert row[2:] == ("1,000", "2", "0.500 of 1.000", "shape", "0.400", "0.235", "0.700", "+0.030", "**no**",
                      "colour 0.200 / 0.118")
   results["recipe"][1] = fake(0.33)
   assert recipes.row(recipe, results)[-3:-1] == ("+0.060", "yes")
@@ -41,13 +41,13 @@ def test_gain_is_the_least_over_seeds_and_must_reach_the_margin():
 def test_page_shows_what_is_finished_and_names_the_rest():
   done, rest = RECIPES[0], RECIPES[1:]
   results = {recipe.name: {} for recipe in RECIPES}
-  results[done.name] = {kind: [fake(0.4)] for kind in done.kinds}
+  results[done.name] = {kind: [fake(0.4)] for kind in done.kinds()}
   text = recipes.page(results)
   assert f"`{done.config}`" in text and f"`{rest[0].config}`" not in text
   assert f"Not run yet: {', '.join(one.name for one in rest)}." in text
 
 
-@pytest.mark.parametrize("name, classes", [("mae", 6), ("mae_st", 2)])
+@pytest.mark.parametrize("name, classes", [("mae", 6), ("mae_st", 6)])
 def test_comparisons_share_encoder_and_budget(name, classes):
   recipe = next(one for one in RECIPES if one.name == name)
   before = recipes.untrained(recipe, 3)

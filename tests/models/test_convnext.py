@@ -192,3 +192,27 @@ def test_an_image_of_broken_cells_is_refused(case):
 def test_bad_numbers_of_the_decoder_are_named(numbers, line):
   with pytest.raises(ValueError, match=line):
     UNetDecoder(**numbers)
+
+
+@pytest.mark.parametrize("shape, dtype, atol", [
+    ((3, 8, 6, 5), "float32", 1e-4), ((2, 4, 4, 3), "bfloat16", 0.3), ((1, 1, 2, 4), "float32", 1e-4)])
+def test_depthwise_gradients_are_those_of_the_definition(shape, dtype, atol):
+  rng = np.random.default_rng(0)
+  x, dy = (jnp.asarray(rng.normal(size=shape), dtype) for _ in range(2))
+  kernel = jnp.asarray(rng.normal(size=(7, 7, 1, shape[-1])), dtype)
+  y, backward = jax.vjp(convnext.depthwise, x, kernel)
+
+  wide = [np.asarray(v, np.float64) for v in (x, kernel, dy)]
+  padded = np.pad(wide[0], ((0, 0), (3, 3), (3, 3), (0, 0)))
+  want_y, want_dk = np.zeros(shape), np.zeros(kernel.shape)
+  want_padded = np.zeros(padded.shape)
+  for i in range(7):
+    for j in range(7):
+      part = np.s_[:, i:i + shape[1], j:j + shape[2]]
+      want_y += padded[part] * wide[1][i, j, 0]
+      want_dk[i, j, 0] = np.sum(padded[part] * wide[2], (0, 1, 2))
+      want_padded[part] += wide[1][i, j, 0] * wide[2]
+  dx, dk = backward(dy)
+  assert dx.dtype == dk.dtype == jnp.dtype(dtype)
+  for got, want in ((y, want_y), (dx, want_padded[:, 3:-3, 3:-3]), (dk, want_dk)):
+    np.testing.assert_allclose(np.asarray(got, np.float64), want, atol=atol, rtol=0.02)
