@@ -111,10 +111,14 @@ def test_a_signal_lets_trials_save_and_the_same_command_resumes_them(tmp_path, n
     wait_for(lambda: all((tmp_path / name / "metrics.jsonl").exists() for name in "ab"))
     os.kill(os.getpid(), number)
 
-  handler = signal.getsignal(number)
-  threading.Thread(target=stop).start()
-  stopped, ended = run(tmp_path, kinds, processes=2)
-  assert stopped == number and signal.getsignal(number) == handler
+  # A shell's background job ignores SIGINT, and a sweep leaves alone what it began with ignoring.
+  before = signal.signal(number, signal.default_int_handler)
+  try:
+    threading.Thread(target=stop).start()
+    stopped, ended = run(tmp_path, kinds, processes=2)
+    assert stopped == number and signal.getsignal(number) == signal.default_int_handler
+  finally:
+    signal.signal(number, before)
   assert sorted((r.trial.name, r.status, r.step) for r in ended) == [
       ("a", "stopped", 1), ("b", "stopped", 1)]
   # So Ctrl-C in a terminal reaches the sweep alone.
