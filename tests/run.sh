@@ -12,4 +12,4 @@ esac
 
 source launch/environment.sh
 environment .venv-test test
-exec python -m pytest -q -n "${TEST_PROCESSES:-2}" --dist worksteal --durations=10 "${which[@]}" "$@"
+exec python -m pytest -q -n "${TEST_PROCESSES:-2}" --dist worksteal --durations=40 "${which[@]}" "$@"

@@ -14,6 +14,7 @@ KEYS = {"step_ms_min", "step_ms_median", "cpu_s_per_step", "share_of_matmul", "p
         "first_losses"}
 
 
+@pytest.mark.slow
 def test_last_line_is_json_with_the_documented_keys_and_the_losses_repeat(capsys):
   losses = []
   for _ in range(2):

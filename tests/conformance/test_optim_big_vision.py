@@ -109,6 +109,7 @@ def test_cosine_schedule_with_warmup(case):
   np.testing.assert_allclose(ours, opt["out/lr0"], rtol=1e-5, atol=1e-7)     # bar: 1e-5 forward
 
 
+@pytest.mark.slow
 def test_five_steps_of_adamw_with_bfloat16_momentum(case):
   opt, start, meta = case
   params = tree_of(start, "params/")

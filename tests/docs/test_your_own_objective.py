@@ -52,6 +52,7 @@ def test_the_example_is_as_short_as_the_page_says():
   assert len(files()["my_lab/denoise.py"].splitlines()) < 60
 
 
+@pytest.mark.slow
 def test_the_example_trains_evaluates_and_its_coupled_term_is_exact_in_micro_batches(lab):
   losses, evaluated = train(lab, "runs/denoise")
   assert len(losses) == STEPS and losses[-1] < losses[0] and evaluated[-1] == STEPS

@@ -156,19 +156,20 @@ def test_images_given_as_patches_are_encoded_as_images_are(pool):
   rng = np.random.default_rng(0)
   images = [rng.normal(size=size).astype(np.float32) for size in ((16, 24, 3), (24, 8, 3), (16, 16, 3))]
   model = ViT(patch=8, width=16, depth=2, heads=2, pool=pool, grid=(3, 3), resample="bilinear")
-  params = model.init(jax.random.key(0), jnp.zeros((1, 24, 24, 3)))
+  params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 24, 24, 3)))
+  apply = jax.jit(functools.partial(model.apply, params, want=("tokens",)))
   patches, mask, grid = (np.stack(part) for part in zip(*(_as_patches(x, 8, 7) for x in images)))
-  pooled, features = model.apply(params, patches, image_mask=mask, image_grid=grid, want=("tokens",))
+  pooled, features = apply(patches, image_mask=mask, image_grid=grid)
   for i, image in enumerate(images):
-    want, one = model.apply(params, image[None], want=("tokens",))
+    want, one = apply(image[None])
     np.testing.assert_allclose(pooled[i], want[0], atol=2e-6)
     count = grid[i].prod()
     np.testing.assert_allclose(features["tokens"][i, :count], one["tokens"][0], atol=2e-6)
 
   def loss(patches):
-    return jnp.sum(model.apply(params, patches, image_mask=mask, image_grid=grid)[0] ** 2)
+    return jnp.sum(apply(patches, image_mask=mask, image_grid=grid)[0] ** 2)
 
-  gradient = np.abs(jax.grad(loss)(patches)).max(axis=(2, 3, 4))
+  gradient = np.abs(jax.jit(jax.grad(loss))(patches)).max(axis=(2, 3, 4))
   assert (gradient[mask] > 0).all() and (gradient[~mask] == 0).all()
 
 

@@ -161,6 +161,7 @@ def test_loss_gradient_and_adamw_step_are_those_of_one_device(name, mesh, arrays
   same(got, on_one_device(name))
 
 
+@pytest.mark.slow
 def test_heads_that_the_mesh_does_not_divide_change_nothing(arrays, on_one_device):
   three = (("heads", 3),)
   got = one_step(small("contrastive/clip", arrays, heads=3, mesh=MESHES["mixed"]), arrays)

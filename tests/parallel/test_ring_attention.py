@@ -157,6 +157,7 @@ def _all_close(got, want):
     np.testing.assert_allclose(x, y, rtol=0, atol=1e-5 * max(1, np.abs(y).max()))
 
 
+@pytest.mark.slow
 def test_an_image_whose_patches_the_ring_does_not_divide_is_encoded_as_on_one_device():
   """26 tokens on 8 devices, with rotary angles."""
   vit = ViT(patch=4, width=16, depth=2, heads=2, pool="cls", class_token=True, position="rotary")

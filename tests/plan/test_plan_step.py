@@ -133,6 +133,7 @@ def test_a_wrong_config_or_topology_is_one_line_and_status_2(argv, said, capsys)
   assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_json_prints_nothing_else_and_what_does_not_fit_is_status_1(capsys):
   status = cli.main(["plan", f"--config={SMOKE}", "--topology=v5e:2x2", "--json",
                      f"--config.batch_size={2**22}"])

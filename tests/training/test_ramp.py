@@ -68,6 +68,7 @@ def test_a_run_resumed_within_a_ramp_equals_the_unbroken_one(pairs, tmp_path, mo
     train.train(config(pairs, batch_ramp=None), whole)
 
 
+@pytest.mark.slow
 def test_the_step_compiles_once_for_each_size(pairs):
   run = assemble(config(pairs))
   state, step_fn = run.create_state(), run.step_fn()
@@ -112,6 +113,7 @@ def test_stages_may_end_by_rows_and_batches_may_shrink():
   assert ramp.resolve(None, 16).stages == ramp.resolve([], 16).stages == ()
 
 
+@pytest.mark.slow
 def test_rows_per_second_count_the_rows_of_each_step_and_no_compilation(pairs, tmp_path, monkeypatch):
   now = 0.0
   monkeypatch.setattr(hooks, "time", types.SimpleNamespace(monotonic=lambda: now))

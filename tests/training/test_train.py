@@ -77,10 +77,9 @@ def test_scanned_and_looped_layers_share_a_checkpoint(pairs, tmp_path):
   assert mmjax.digest(str(tmp_path))["step"] == 8
 
 
-@pytest.mark.parametrize("mesh, loss", [
-    ({"data": 2, "fsdp": 4}, "sigmoid"),
-    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
-        ({"data": 8}, "sigmoid"), ({"data": 8}, "softmax"), ({"data": 2, "fsdp": 4}, "softmax")))])
+@pytest.mark.slow  # tests/parallel/test_recipes_sharded.py has quick ones
+@pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 4}], ids=str)
+@pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
 def test_eight_devices_equal_one(pairs, mesh, loss):
   """Three steps, in parameters and loss; micro-batches besides, on the larger mesh."""
   # Adam divides by the gradient's own size: where that is zero but for rounding (key biases), eps decides.
@@ -122,6 +121,7 @@ def test_every_leaf_of_the_state_has_a_dtype_and_no_parameter_is_bf16(pairs):
       "float32", "int32"}
 
 
+@pytest.mark.slow
 def test_a_step_compiles_once(pairs):
   run = assemble(tiny.config(pairs))
   state, step_fn = run.create_state(), run.step_fn()
@@ -183,6 +183,7 @@ def test_another_order_of_samples_is_refused(pairs, tmp_path):
     train.train(tiny.config(pairs, total_steps=4, seed=2), str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_loss_at_its_trivial_value_is_reported(pairs, tmp_path, caplog):
   config = tiny.config(pairs, total_steps=12, optim={"lr": 0.0}, log_every_steps=4)
   config["objective"] = {**config["objective"], "losses": {"softmax": 1.0}, "scale_init": 1e-3}
