@@ -19,6 +19,7 @@ import copy
 import dataclasses
 import json
 import multiprocessing
+import os
 import pathlib
 import statistics
 
@@ -35,6 +36,7 @@ CLASSES = {"colour": 8, "shape": 6}
 CONSTANT = "best_constant.json"  # of a run: {term: its loss}
 TEACHER = "contrastive/clip:smoke"
 TEACHER_STEPS = 1500
+HUGE_PAGES = "glibc.malloc.hugetlb=1"  # a quarter of the CPU time of a run; see launch/environment.sh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +85,7 @@ RECIPES = (
     Recipe("masked/mae", "only visible patches are encoded; normalised pixels"),
     Recipe("masked/simmim", "mask tokens in the encoder; raw pixels, linear head", label="colour"),
     Recipe("masked/mae_st", "a tenth of a clip's patches is encoded"),
-    Recipe("masked/spark", "a CNN that computes on seen cells only"),
+    Recipe("masked/spark", "a CNN that computes on seen cells only", label="colour"),
     Recipe("masked/maskdistill", "normalised features of a frozen teacher", label="colour",
          taught=True),
     Recipe("masked/eva02", "a teacher's features by cosine; SwiGLU, rotary positions",
@@ -105,7 +107,8 @@ RECIPES = (
          settings={"total_steps": "600"}),
     Recipe("selfdistill/msn", "masked views assigned to prototypes, mean entropy", label="colour",
          settings={"total_steps": "300"}),
-    Recipe("selfdistill/ijepa", "features of target blocks from a context", label="colour"),
+    Recipe("selfdistill/ijepa", "features of target blocks from a context", label="colour",
+         settings={"total_steps": "1500"}),
     Recipe("selfdistill/cjepa", "the same with variance and covariance terms", label="colour"),
     Recipe("selfdistill/vicreg", "variance, invariance, covariance of two views", label="colour"),
 )
@@ -338,6 +341,7 @@ def main(argv=None):
   unknown = [name for name in chosen if name not in names]
   if unknown:
     parser.error(f"--only: no recipe {unknown[0]!r}; valid: {', '.join(names)}")
+  os.environ.setdefault("GLIBC_TUNABLES", HUGE_PAGES)  # of the processes below
   for seed in range(args.seeds):
     for recipe in RECIPES:
       for kind in recipe.kinds(seed) if recipe.name in chosen else ():

@@ -59,7 +59,8 @@ scanned layers, full rematerialisation, AdamW in float32, the state split over 8
 # What stands between a heading and its table.
 NOTES = {HELD: f"""The first table with `--config.{OPTION[0]}={OPTION[1]}`.
 By itself XLA's scheduler spends memory that is left on putting work beside what is sent to other slices,
-and the peak grows. With the option it does not, but less work is put there, so a step may take longer.
+and the peak grows. With the option it does not, but less work is put there, so a step may take longer,
+and compiling does.
 The variants for v6e have the option, others need it for this mesh only.
 """}
 
