@@ -56,28 +56,70 @@ def token_cross_entropy(hidden, weight, targets, block=8192):
   Returns:
     float32 [...].
   """
-  vocabulary = len(weight)
-  block = min(block, vocabulary)
-  padding = -vocabulary % block
-  blocks = jnp.pad(weight, ((0, padding), (0, 0))) if padding else weight
-  blocks = blocks.reshape(-1, block, weight.shape[-1])
+  return _token_cross_entropy(min(block, len(weight)), hidden, weight, targets)
 
-  @functools.partial(jax.checkpoint, prevent_cse=False)  # saves a block's sums, not its logits
-  def visit(carry, inputs):
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _token_cross_entropy(block, hidden, weight, targets):
+  return _forward(block, hidden, weight, targets)[0]
+
+
+def _forward(block, hidden, weight, targets):
+
+  def visit(carry, rows):
     lse, own = carry
-    start, rows = inputs
-    logits = jnp.einsum("...d,vd->...v", hidden, rows, preferred_element_type=jnp.float32)
-    logits = jnp.where(start + jnp.arange(block) < vocabulary, logits, -jnp.inf)
-    lse = jnp.logaddexp(lse, jax.nn.logsumexp(logits, axis=-1))
-    inside = (targets >= start) & (targets < start + block)
-    place = jnp.where(inside, targets - start, 0)
-    found = jnp.take_along_axis(logits, place[..., None], axis=-1)[..., 0]
-    return (lse, jnp.where(inside, found, own)), None
+    logits, mine = _logits(hidden, *rows, len(weight)), _own(targets, *rows)
+    return (jnp.logaddexp(lse, jax.nn.logsumexp(logits, axis=-1)),
+            own + jnp.sum(jnp.where(mine, logits, 0), axis=-1)), None
 
   begin = (jnp.full(targets.shape, -jnp.inf, jnp.float32), jnp.zeros(targets.shape, jnp.float32))
-  starts = jnp.arange(len(blocks), dtype=targets.dtype) * block
-  (lse, own), _ = lax.scan(visit, begin, (starts, blocks))
-  return lse - own
+  (lse, own), _ = lax.scan(visit, begin, _blocks(block, weight))
+  return lse - own, (hidden, weight, targets, lse)
+
+
+def _backward(block, saved, grad):
+  """The derivative with respect to a logit is its probability, less 1 for the target's."""
+  hidden, weight, targets, lse = saved
+  product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+  def visit(d_hidden, rows):
+    logits = recomputed_logits(hidden, *rows, len(weight))
+    d_logits = grad[..., None] * (jnp.exp(logits - lse[..., None]) - _own(targets, *rows))
+    d_logits = d_logits.astype(hidden.dtype)
+    return (d_hidden + product("...v,vd->...d", d_logits, rows[1]),
+            product("...v,...d->vd", d_logits, hidden).astype(weight.dtype))
+
+  d_hidden, d_rows = lax.scan(visit, jnp.zeros(hidden.shape, jnp.float32), _blocks(block, weight))
+  d_weight = d_rows.reshape(-1, weight.shape[-1])[:len(weight)]
+  return d_hidden.astype(hidden.dtype), d_weight, None
+
+
+_token_cross_entropy.defvjp(_forward, _backward)
+
+
+def _blocks(block, weight):
+  """The first id of each block, [blocks], and its rows, [blocks, block, D]; zeros at the end."""
+  padding = -len(weight) % block
+  rows = jnp.pad(weight, ((0, padding), (0, 0))) if padding else weight
+  rows = rows.reshape(-1, block, weight.shape[-1])
+  return jnp.arange(len(rows), dtype=jnp.int32) * block, rows
+
+
+def _own(targets, start, rows):
+  """bool [..., block]: the target's id."""
+  return targets[..., None] == start + jnp.arange(len(rows))
+
+
+def _logits(hidden, start, rows, vocabulary):
+  """float32 [..., block]; -inf for ids beyond the vocabulary."""
+  logits = jnp.einsum("...d,vd->...v", hidden, rows, preferred_element_type=jnp.float32)
+  return jnp.where(start + jnp.arange(len(rows)) < vocabulary, logits, -jnp.inf)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def recomputed_logits(hidden, start, rows, vocabulary):
+  """`_logits` in the backward pass. Its name tells `training/flops.py` that this is no work of the model."""
+  return _logits(hidden, start, rows, vocabulary)
 
 
 def top_k_correct(logits, labels, k=1):

@@ -62,7 +62,7 @@ class Settings:
     rules: changes to the table from logical axes to mesh axes.
     max_waste_gib: GiB of the state on a device that may be copies which the mesh could have divided,
       see `mmjax/parallel/lint.py`; None for no limit.
-    compiler_options: {name: value}, of XLA, for the train step.
+    compiler_options: {name: value}, of XLA, for the train step; those of other platforms are left out.
     checkpoint: when to save and what to keep, see `CheckpointSettings`.
     log_every_steps: how often metrics are written.
     writers: to where; names or {"name": a file in `mmjax/report/writers/`, and its arguments}.

@@ -1,6 +1,6 @@
 """Options of XLA's compiler for the train step: ours, and those of the config."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ Options = dict[str, Any]
 
 
 def options(mesh: Mesh, chosen: Mapping[str, Any]) -> Options:
-  """What the step is compiled with for the devices of a mesh; `chosen` wins.
+  """What the step is compiled with for the devices of a mesh; what of `chosen` is for these wins.
 
   Between TPU slices a layer's gradients are summed while the layer before it is differentiated.
   XLA's pipelining would hide more of what the sums take, but keeps all gradients padded for it: 5%
@@ -24,7 +24,19 @@ def options(mesh: Mesh, chosen: Mapping[str, Any]) -> Options:
   several = len(set(map(mesh_lib.slice_of, devices))) > 1
   on_tpu = mesh_lib.platform_of(devices) == "tpu"
   ours = {"xla_tpu_enable_collective_pipeliner": False} if on_tpu and several else {}
-  return {**ours, **chosen}
+  return {**ours, **for_these(devices, chosen)}
+
+
+def for_these(devices: Iterable[Any], chosen: Mapping[str, Any]) -> Options:
+  """Those of the options that the devices' compiler is to know.
+
+  `xla_tpu_...` is for TPUs only, so that a config for a pod runs, for a look at it, on a CPU too;
+  `xla_gpu_...` and `xla_cpu_...` likewise. GPUs that CPUs stand for are compiled for by a CPU's.
+  """
+  platform = next(iter(devices)).platform
+  known = {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)
+  others = tuple(f"xla_{name}_" for name in ("cpu", "gpu", "tpu") if name != known)
+  return {name: value for name, value in chosen.items() if not name.startswith(others)}
 
 
 def check(mesh: Mesh, chosen: Mapping[str, Any]) -> None:
@@ -33,6 +45,7 @@ def check(mesh: Mesh, chosen: Mapping[str, Any]) -> None:
   Raises:
     ConfigError: the compiler has no such option, or the option no such value.
   """
+  chosen = for_these(mesh.devices.flat, chosen)
   if not chosen:
     return
   number = jax.ShapeDtypeStruct((), jnp.float32, sharding=mesh_lib.replicated(mesh))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mmjax.losses import classification
+from mmjax.training import flops
 
 
 def test_softmax_cross_entropy_is_minus_log_probability():
@@ -69,6 +70,14 @@ def test_blocked_cross_entropy_never_holds_the_logits():
 
   logits = tokens * vocabulary * 4
   assert temporary(128) < logits / 4 < logits <= temporary(vocabulary)
+
+
+def test_model_flops_of_blocked_cross_entropy_count_no_logits_twice():
+  args = (jnp.zeros((6, 8)), jnp.zeros((20, 8)), jnp.zeros(6, jnp.int32))
+  gradient = jax.grad(lambda *a: jnp.sum(classification.token_cross_entropy(*a, block=5)), (0, 1))
+  product = 2 * 6 * 8 * 20
+  assert flops.count(gradient, *args) == 3 * product
+  assert flops.count(gradient, *args, recompute=True) == 4 * product
 
 
 def test_top_k_counts_the_label_among_the_k_largest():

@@ -31,7 +31,23 @@ def mesh_of(slices, platform="tpu"):
 def test_several_slices_of_tpus_have_an_option_of_their_own(mesh, want):
   assert compiler.options(mesh, {}) == want
   assert compiler.options(mesh, {"xla_x": 3}) == {**want, "xla_x": 3}
-  assert compiler.options(mesh, {PIPELINING: True}) == {PIPELINING: True}
+
+
+def test_what_the_config_says_wins():
+  assert compiler.options(mesh_of(2), {PIPELINING: True}) == {PIPELINING: True}
+
+
+@pytest.mark.parametrize("platform, left", [("tpu", "tpu"), ("cuda", "gpu"), ("rocm", "gpu"), ("cpu", "cpu")])
+def test_options_of_other_platforms_are_left_out(platform, left):
+  chosen = {f"xla_{name}_x": 1 for name in ("cpu", "gpu", "tpu")}
+  want = {f"xla_{left}_x": 1, "xla_x": 2}
+  assert compiler.for_these([Device(platform, 0)], {**chosen, "xla_x": 2}) == want
+
+
+def test_a_config_for_tpus_is_assembled_and_compiled_on_a_cpu():
+  run = smoke(xla_tpu_scheduler_percent_shared_memory_limit=3)
+  with run.use():
+    assert run.step_fn().lower(run.abstract, run.abstract_batch).compile()
 
 
 def smoke(**options):
