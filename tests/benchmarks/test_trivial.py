@@ -31,7 +31,8 @@ def test_of_ids_it_is_their_entropy():
 
 @pytest.mark.parametrize("name, term, low, high", [
     # Normalised patches have variance 1, of which the best constant explains a little.
-    ("mae", "prediction", 0.5, 1.0), ("vq", "l1", 0.05, 1.0), ("ijepa", None, 0, 0)])
+    ("mae", "prediction", 0.5, 1.0), ("ijepa", None, 0, 0),
+    pytest.param("vq", "l1", 0.05, 1.0, marks=pytest.mark.slow)])
 def test_it_is_found_for_a_recipe(name, term, low, high):
   recipe = next(one for one in recipes.RECIPES if one.name == name)
   config = recipes.smoke(recipe, 0)

@@ -184,16 +184,16 @@ def test_patches_without_a_grid_or_of_another_size_are_refused():
 def test_another_grid_needs_a_method():
   image = jnp.ones((1, 16, 32, 3))
   plain = ViT(patch=8, width=16, depth=1, heads=2, grid=(2, 2))
-  params = plain.init(jax.random.key(0), image[:, :, :16])
+  params = jax.eval_shape(plain.init, jax.random.key(0), image[:, :, :16])
   with pytest.raises(ValueError, match="2x4 patches.*2x2.*ViT.resample"):
-    plain.apply(params, image)
-  assert plain.clone(resample="bicubic").apply(params, image)[0].shape == (1, 16)
+    jax.eval_shape(plain.apply, params, image)
+  assert jax.eval_shape(plain.clone(resample="bicubic").apply, params, image)[0].shape == (1, 16)
 
 
 def test_biases_by_choice():
   model = ViT(patch=8, width=16, depth=1, heads=2, pool="mean", position="rotary_unit",
               attention_bias="qv", mlp_bias=False)
-  params = model.init(jax.random.key(0), jnp.ones((1, 16, 24, 3)))["params"]["trunk"]["layers"]
+  params = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 16, 24, 3)))["params"]["trunk"]["layers"]
   assert {name: "bias" in leaf for name, leaf in params["attention"].items()} == {
       "query": True, "key": False, "value": True, "out": False}
   assert not any("bias" in leaf for leaf in params["mlp"].values())

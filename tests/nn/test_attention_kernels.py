@@ -59,6 +59,7 @@ def test_splash_serves_several_blocks_and_another_sequence(monkeypatch):
          attention(q, k, v, causal=True))
 
 
+@pytest.mark.slow
 def test_splash_runs_on_each_devices_rows_and_heads():
   """Two rows over four devices, and three heads over two, stay whole."""
   mesh = mesh_lib.make_mesh(data=4, tensor=2)

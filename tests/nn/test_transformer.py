@@ -44,7 +44,8 @@ def test_only_the_scanned_trunk_has_a_loop(scan):
   assert ("stablehlo.while" in program.as_text()) == scan
 
 
-@pytest.mark.parametrize("remat", sorted(set(REMAT_POLICIES) - {"none"}))
+@pytest.mark.parametrize("remat", ["full", *(
+    pytest.param(name, marks=pytest.mark.slow) for name in sorted(set(REMAT_POLICIES) - {"none", "full"}))])
 def test_remat_does_not_change_gradients(remat):
   kwargs = dict(keys=KEYS, train=True)
   fields = dict(drop_path=0.3, dropout=0.1, layer_scale=0.5)

@@ -149,8 +149,7 @@ def on_one_device(arrays):
 
 
 # The rest takes minutes: of the towers apart and of the losses that couple rows, the meshes that have most.
-QUICK = [("contrastive/siglip", "mixed"), ("supervised/vit", "mixed"),
-         ("contrastive/siglip", "multislice"), ("contrastive/siglip", "sequence")]
+QUICK = [("supervised/vit", "mixed"), ("contrastive/siglip", "multislice"), ("contrastive/siglip", "sequence")]
 REST = [(name, mesh) for name in RECIPES for mesh in MESHES if (name, mesh) not in QUICK]
 
 
@@ -168,11 +167,13 @@ def test_heads_that_the_mesh_does_not_divide_change_nothing(arrays, on_one_devic
   same(got, on_one_device("contrastive/clip", three))
 
 
+@pytest.mark.slow
 def test_micro_batches_on_a_mesh_are_one_step_on_one_device(arrays, on_one_device):
   config = small("contrastive/siglip", arrays, mesh=MESHES["mixed"], micro_batches=2)
   same(one_step(config, arrays), on_one_device("contrastive/siglip"))
 
 
+@pytest.mark.slow
 def test_muon_orthogonalises_sharded_matrices_alike(arrays):
   muon = dict(name="muon", b2=0.95)
   got, want = (one_step(small("supervised/vit", arrays, optimizer=muon, mesh=mesh), arrays, devices)

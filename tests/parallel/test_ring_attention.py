@@ -165,6 +165,7 @@ def test_an_image_whose_patches_the_ring_does_not_divide_is_encoded_as_on_one_de
   _all_close(*_sharded_and_whole(vit, image, want=("tokens", "layer/0")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_trunk_appends_tokens_that_change_nothing(causal):
   """Dropout's draws neither: they belong to the token."""

@@ -72,6 +72,7 @@ def charts(read):
   return dict(zip([text for text in read.text("figcaption")], read.find("svg", class_="plot")))
 
 
+@pytest.mark.slow
 def test_a_tiny_training_ends_with_its_report(tmp_path):
   pairs = tiny.write_pairs(tmp_path / "pairs.npz")
   evals = {"retrieval": {"every_steps": 4}, "loss": {"every_steps": 4}}

@@ -55,6 +55,7 @@ def smoke(**options):
   return assemble({**config, "compiler_options": options}, example_data=True)
 
 
+@pytest.mark.slow
 def test_the_step_is_compiled_with_those_of_the_config():
   run = smoke(xla_cpu_enable_fast_math=True)
   with run.use():

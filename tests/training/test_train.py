@@ -145,6 +145,7 @@ def test_a_loss_that_is_not_finite_halts_before_the_update(pairs, tmp_path):
   assert f"after step {kept}," in str(error.value)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_next_run_goes_on(pairs, tmp_path):
   class Preempted(train.Hooks):
     def after(self, step, state, metrics):
