@@ -34,6 +34,7 @@ def test_a_long_run_may_begin_low_for_longer():
   assert len(lines([1] * 40, total_steps=10_000)) == 1
 
 
+@pytest.mark.slow
 def test_a_run_whose_metric_stays_low_warns(tmp_path, caplog, monkeypatch):
   monkeypatch.setattr(Contrastive, "collapsed_below", lambda self, batch_size: {"pair_cosine": 1.5})
   pairs = tiny.write_pairs(tmp_path / "pairs.npz")
