@@ -149,7 +149,7 @@ def on_one_device(arrays):
 
 
 # The rest takes minutes: of the towers apart and of the losses that couple rows, the meshes that have most.
-QUICK = [("supervised/vit", "mixed"), ("contrastive/siglip", "multislice"), ("contrastive/siglip", "sequence")]
+QUICK = [("supervised/vit", "mixed"), ("contrastive/siglip", "sequence")]
 REST = [(name, mesh) for name in RECIPES for mesh in MESHES if (name, mesh) not in QUICK]
 
 

@@ -2,6 +2,8 @@
 
 import math
 
+import pytest
+
 from mmjax import train
 from mmjax.objectives.contrastive import Contrastive
 from mmjax.training import collapse

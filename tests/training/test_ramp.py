@@ -133,6 +133,7 @@ def test_rows_per_second_count_the_rows_of_each_step_and_no_compilation(pairs, t
   assert rates == {4: (3 * 8 + 24) / 3, 8: (24 + 3 * 16) / 2}
 
 
+@pytest.mark.slow
 def test_halting_names_the_rows_of_its_step(pairs, tmp_path):
   with np.load(pairs) as file:
     arrays = dict(file)
