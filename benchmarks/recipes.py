@@ -37,7 +37,7 @@ CLASSES = {"colour": 8, "shape": 6}
 CONSTANT = "best_constant.json"  # of a run: {term: its loss}
 TEACHER = "contrastive/clip:smoke"
 TEACHER_STEPS = 1500
-HUGE_PAGES = "glibc.malloc.hugetlb=1"  # a quarter of the CPU time of a run; see launch/environment.sh
+HUGE_PAGES = "glibc.malloc.hugetlb=1"  # they spare page faults, see launch/environment.sh
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ import time
 
 import jax
 
+from configs.contrastive import siglip
 from mmjax import config as config_lib
 from mmjax import plan as plan_lib
 from mmjax.plan import cache
@@ -26,7 +27,8 @@ PAIRS = 32  # a chip
 MODELS = {"b16": "B/16", "l16": "L/16", "so400m": "So400m/14", "g14": "g/14"}
 REFERENCE = "L/16, the state split over the 256 chips of a slice"
 HELD = "L/16, the same with 3% of the memory for XLA's scheduler"
-OPTION = ("compiler_options.xla_tpu_scheduler_percent_shared_memory_limit", 3)
+FREE = "L/16 on v6e without the compiler option of its variants"
+OPTION = next((f"compiler_options.{name}", value) for name, value in siglip.SCHEDULER.items())
 
 # Chips: (topology, slices).
 PODS = {
@@ -89,15 +91,18 @@ class Cell:
   @property
   def name(self) -> str:
     """What `--only` looks at, such as "siglip_l16 v5e:16x16"."""
-    held = " held" if OPTION in self.changes else ""
-    return f"{self.config.partition(':')[0].rpartition('/')[2]} {self.pod}{held}"
+    case = {HELD: " held", FREE: " free"}.get(self.title, "")
+    return f"{self.config.partition(':')[0].rpartition('/')[2]} {self.pod}{case}"
 
   def load(self) -> dict:
     return config_lib.load(self.config, {path: str(value) for path, value in self.changes})
 
 
 def cells() -> list[Cell]:
-  """All rows: the reference case twice, L/16 on all pods, the other models on three of the larger ones."""
+  """All rows: the reference case, L/16 on all pods, the other models on three of the larger ones.
+
+  The reference and L/16 on v6e are there with and without less memory for XLA's scheduler.
+  """
   whole = lambda slices: (("batch_size", slices * 256 * PAIRS), ("mesh.data", slices), ("mesh.fsdp", -1))
   rows = [Cell(REFERENCE, "contrastive/siglip:l16", whole(n), "v5e:16x16", n) for n in (1, 16)]
   rows += [dataclasses.replace(cell, title=HELD, changes=(*cell.changes, OPTION)) for cell in rows]
@@ -106,7 +111,8 @@ def cells() -> list[Cell]:
       rows += [Cell(title, f"contrastive/siglip_{model}:{variant(pod[0])}",
                     (("batch_size", chips * PAIRS),), *pod) for pod in pods
                if model == "l16" or pod in OTHERS]
-  return rows
+  return rows + [Cell(FREE, "contrastive/siglip_l16:v5e_16x16", (("batch_size", chips * PAIRS),), *pod)
+                 for chips in (256, 4096) for pod in PODS[chips] if pod[0] == "v6e:16x16"]
 
 
 def variant(topology: str) -> str:

@@ -1,6 +1,7 @@
 """Options of XLA's compiler for the train step: ours, and those of the config."""
 
 from collections.abc import Iterable, Mapping
+import logging
 from typing import Any
 
 import jax
@@ -11,6 +12,8 @@ from mmjax.config import ConfigError
 from mmjax.parallel import mesh as mesh_lib
 
 Options = dict[str, Any]
+
+log = logging.getLogger("mmjax")
 
 
 def options(mesh: Mesh, chosen: Mapping[str, Any]) -> Options:
@@ -45,12 +48,14 @@ def check(mesh: Mesh, chosen: Mapping[str, Any]) -> None:
   Raises:
     ConfigError: the compiler has no such option, or the option no such value.
   """
-  chosen = for_these(mesh.devices.flat, chosen)
-  if not chosen:
+  mine = for_these(mesh.devices.flat, chosen)
+  for name in chosen.keys() - mine.keys():
+    log.info("compiler_options.%s: left out, since it is for another platform", name)
+  if not mine:
     return
   number = jax.ShapeDtypeStruct((), jnp.float32, sharding=mesh_lib.replicated(mesh))
   lowered = jax.jit(jnp.negative).lower(number)
-  for name, value in chosen.items():
+  for name, value in mine.items():
     try:
       lowered.compile({name: value})
     except Exception as error:  # JaxRuntimeError here, others from other backends

@@ -79,6 +79,8 @@ def test_what_grows_over_slices_is_planned_with_less_memory_for_the_scheduler():
            if cell.load().get("compiler_options") == siglip.SCHEDULER}
   assert names == {"siglip v5e:16x16 held", "siglip 16 x v5e:16x16 held", "siglip_l16 v6e:4x4",
                    "siglip_l16 v6e:16x16", "siglip_l16 16 x v6e:16x16"}
+  free = {cell.name for cell in scaling.cells() if cell.title == scaling.FREE}
+  assert free == {"siglip_l16 v6e:16x16 free", "siglip_l16 16 x v6e:16x16 free"} and not free & names
 
 
 def test_unknown_cell_is_an_error(capsys):

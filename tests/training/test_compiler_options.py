@@ -33,8 +33,9 @@ def test_several_slices_of_tpus_have_an_option_of_their_own(mesh, want):
   assert compiler.options(mesh, {"xla_x": 3}) == {**want, "xla_x": 3}
 
 
-def test_what_the_config_says_wins():
-  assert compiler.options(mesh_of(2), {PIPELINING: True}) == {PIPELINING: True}
+@pytest.mark.parametrize("slices", [1, 2])
+def test_what_the_config_says_wins(slices):
+  assert compiler.options(mesh_of(slices), {PIPELINING: True}) == {PIPELINING: True}
 
 
 @pytest.mark.parametrize("platform, left", [("tpu", "tpu"), ("cuda", "gpu"), ("rocm", "gpu"), ("cpu", "cpu")])
@@ -44,8 +45,10 @@ def test_options_of_other_platforms_are_left_out(platform, left):
   assert compiler.for_these([Device(platform, 0)], {**chosen, "xla_x": 2}) == want
 
 
-def test_a_config_for_tpus_is_assembled_on_a_cpu_which_is_not_told_of_them():
-  run = smoke(xla_tpu_scheduler_percent_shared_memory_limit=3)
+def test_a_config_for_tpus_is_assembled_on_a_cpu_which_is_not_told_of_them(caplog):
+  with caplog.at_level("INFO", logger="mmjax"):
+    run = smoke(xla_tpu_scheduler_percent_shared_memory_limit=3)
+  assert "compiler_options.xla_tpu_scheduler_percent_shared_memory_limit: left out, " in caplog.text
   assert run.settings.compiler_options and compiler.options(run.mesh, run.settings.compiler_options) == {}
 
 
