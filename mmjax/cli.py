@@ -295,13 +295,13 @@ def _eval(args, overrides):
 def _data(args, overrides):
   from mmjax import config
   from mmjax.data import inspect
-  from mmjax.training import pretrained
+  from mmjax.training import pretrained, user_data
   from mmjax.training.streams import make_stream
   try:
     if args.build:
       inspect.build_scenes(args.count, args.size, args.data_dir)
       return
-    node = pretrained.resolve(config.load(args.config, overrides))
+    node = pretrained.resolve(user_data.resolve(config.load(args.config, overrides)))
     stream, _ = make_stream(node.get("data"), "data")
     inspect.show(stream, args.rows, args.save)
   except ValueError as error:

@@ -28,6 +28,10 @@ FILTERS = {
     "hamming": Image.Resampling.HAMMING,
 }
 
+MOST_PIXELS = 178_956_970  # beyond twice `Image.MAX_IMAGE_PIXELS` Pillow refuses, beyond once it warns
+_JPEG = b"\xff\xd8"
+_ORIENTATION = 274  # tag of EXIF
+
 # Mean and standard deviation of pixels in [0, 1]: published with OpenAI's CLIP, and with ImageNet
 # classifiers.
 PRESETS = {
@@ -100,18 +104,23 @@ class Decode:
   [H, W, C] and [T, H, W, C] pass through, their channels made right.
   EXIF orientation is applied; palettes, CMYK and grey become RGB (or grey for channels=1). 16-bit
   grey images scale to 8 bits for dtype "uint8" and stay as stored for "uint16" (depth maps;
-  channels=1). Pixels equal Pillow's, and so those of whoever decodes with it.
+  channels=1). Of an animation the first picture counts. Pixels equal Pillow's, and so those of
+  whoever decodes with it.
 
   Attributes:
     alpha: "drop" leaves transparency out, "white" puts the image on a white ground.
+    max_pixels: a file that claims more is a bad record, before memory is taken for them.
   """
 
   key: str = "image"
   channels: int = 3
   dtype: str = "uint8"
   alpha: str = "drop"
+  max_pixels: int = MOST_PIXELS // 2
 
   def __post_init__(self):
+    records.require(self, "max_pixels", 0 < self.max_pixels <= MOST_PIXELS,
+                    f"expected a count of at most {MOST_PIXELS:,}, Pillow's own limit")
     records.require(self, "channels", self.channels in (1, 3), "expected 1 or 3")
     records.require(self, "dtype", self.dtype in ("uint8", "uint16"),
                     "expected 'uint8' or 'uint16'")
@@ -133,15 +142,32 @@ class Decode:
     if isinstance(value, np.ndarray) and value.ndim in (2, 3):   # decoded already
       return self._from_pillow(_as_pillow(value))
     data = records.data({self.key: value}, self.key)
-    if self.dtype == "uint8" and _is_plain_jpeg(data):
-      colours = "RGB" if self.channels == 3 else "GRAY"
-      return simplejpeg.decode_jpeg(data, colours, fastdct=False, fastupsample=False)
-    with Image.open(io.BytesIO(data)) as opened:
-      return self._from_pillow(ImageOps.exif_transpose(opened))
+    if self.dtype == "uint8" and data.startswith(_JPEG):
+      height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+      self._check_size(height, width)
+      if colours not in ("CMYK", "YCCK"):
+        image = simplejpeg.decode_jpeg(data, "RGB" if self.channels == 3 else "GRAY", fastdct=False,
+                                       fastupsample=False)
+        return _upright(image, data)
+    try:
+      with Image.open(io.BytesIO(data)) as opened:
+        self._check_size(opened.height, opened.width)
+        return self._from_pillow(ImageOps.exif_transpose(opened))
+    except Image.DecompressionBombError as error:
+      raise ValueError(f"{error} (max_pixels = {self.max_pixels:,})") from error
+
+  def _check_size(self, height, width):
+    if height * width > self.max_pixels:
+      raise ValueError(f"the file claims {height} x {width}, {height * width / 1e6:g} million pixels, more "
+                       f"than max_pixels = {self.max_pixels:,}")
 
   def _from_pillow(self, opened):
+    if opened.mode == "F":
+      raise ValueError("a picture of floats: what is black and what is white is not known")
     if opened.mode.startswith("I"):                              # 16-bit grey
       image = np.asarray(opened)[..., None]
+      if image.size and not 0 <= image.min() <= image.max() <= 65535:
+        raise ValueError(f"expected 16 bits, found values from {image.min()} to {image.max()}")
       if self.dtype == "uint16":
         return image.astype(np.uint16)
       grey = np.rint(image / 257).astype(np.uint8)               # 65535 -> 255
@@ -171,11 +197,20 @@ def _as_pillow(array):
   return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
 
 
-def _is_plain_jpeg(data):
-  """A JPEG that the fast decoder reads rightly: not CMYK, and without an orientation to apply."""
-  if not data.startswith(b"\xff\xd8") or b"Exif\0\0" in data[:65536]:
-    return False
-  return simplejpeg.decode_jpeg_header(data)[2] not in ("CMYK", "YCCK")
+def _upright(image, data):
+  """The pixels of a JPEG, turned and mirrored as its EXIF orientation says."""
+  if b"Exif\0\0" not in data[:65536]:
+    return image
+  try:
+    with Image.open(io.BytesIO(data)) as opened:
+      orientation = opened.getexif().get(_ORIENTATION, 1)
+  except Exception:  # a damaged EXIF block says nothing of the pixels, which have been read
+    return image
+  # Orientation 2 to 8 by row and column of the first pixel (TIFF 6.0, p. 36).
+  turns = {2: lambda x: x[:, ::-1], 3: lambda x: x[::-1, ::-1], 4: lambda x: x[::-1],
+           5: lambda x: x.swapaxes(0, 1), 6: lambda x: x.swapaxes(0, 1)[:, ::-1],
+           7: lambda x: x[::-1, ::-1].swapaxes(0, 1), 8: lambda x: x.swapaxes(0, 1)[::-1]}
+  return np.ascontiguousarray(turns[orientation](image)) if orientation in turns else image
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ from mmjax.optim import build as optim_lib
 from mmjax.optim import groups as optim_groups
 from mmjax.parallel import lint
 from mmjax.parallel import mesh as mesh_lib
-from mmjax.training import compiler, flops, labels, outputs, pretrained, ramp, streams
+from mmjax.training import compiler, flops, labels, outputs, pretrained, ramp, streams, user_data
 from mmjax.training import frozen as frozen_lib
 from mmjax.training import state as state_lib
 from mmjax.training.step import make_train_step
@@ -229,7 +229,7 @@ def assemble(config: Node, devices: list | None = None, example_data: bool = Fal
     ConfigError: with the path in the config.
     DataError: the data cannot be read.
   """
-  config = pretrained.resolve(frozen_lib.resolve(config))
+  config = pretrained.resolve(frozen_lib.resolve(user_data.resolve(config)))
   settings, _ = _settings(config, epoch=1)  # its keys are looked at before any data is built
   outputs.check(settings.writers)
   mesh = _mesh(settings, devices)

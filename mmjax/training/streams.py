@@ -12,6 +12,7 @@ from mmjax import config as config_lib
 from mmjax.config import ConfigError
 from mmjax.data import tokenizers
 from mmjax.data.mixture import Mixture
+from mmjax.data.part import cut
 from mmjax.data.sources import synthetic
 from mmjax.data.stream import DataError, Stream
 
@@ -37,7 +38,7 @@ def make_stream(node: Node, path: str, example_data: bool = False
                 ) -> tuple[Stream | Mixture, Loading]:
   """A stream, or a mixture of streams, from its node, and how it is to be read.
 
-  {"source": {"name": a file in `mmjax/data/sources/`, ...}, "transforms": [{"name": a class in
+  {"source": {"name": a file in `mmjax/data/sources/`, ..., "part": see `mmjax.data.part.cut`}, "transforms": [{"name": a class in
   `mmjax/data/transforms.py`, ...}], "shuffle": bool, "seed": int, "max_bad_fraction": float}, or
   {"mixture": {name: the same, and "weight"}}.
 
@@ -80,7 +81,11 @@ def _single(node: Node, path: str, around: set[str], example_data: bool) -> Stre
   if not isinstance(node.get("source"), dict):
     raise ConfigError(f"{path}.source.name: is missing; it says which of {SOURCES} to use")
   make = example_source if example_data else lambda *at: config_lib.build(SOURCES, *at)
-  source = make(node["source"], f"{path}.source")
+  place = dict(node["source"])
+  part = place.pop("part", None)
+  source = make(place, f"{path}.source")
+  if part is not None:
+    source = config_lib.call(cut, {"text": part}, f"{path}.source", source=source)
   items = config_lib.check(node.get("transforms", ()), tuple, f"{path}.transforms")
   transforms = tuple(
       config_lib.build("mmjax.data.transforms", item, f"{path}.transforms.{i}")

@@ -59,6 +59,7 @@ def build(path: str):
   """
   if not path:
     raise ValueError("path: is empty; give a folder that holds a folder of pictures for each class")
+  path = os.path.expanduser(path)
   if not os.path.isdir(path):
     raise ValueError(f"path: there is no folder {path}")
   classes = sorted(entry.name for entry in _visible(path) if entry.is_dir())

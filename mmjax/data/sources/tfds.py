@@ -37,7 +37,7 @@ def build(dataset: str, split: str, data_dir: str | None = None, keys: tuple | N
   """The source of a dataset's split.
 
   Args:
-    dataset: "name", "name/config" or either with ":version".
+    dataset: "name", "name/config" or either with ":version"; or the directory of a prepared version.
     split: e.g. "train", or a part of it as in "train[:90%]".
     data_dir: the folder of prepared datasets; None is tfds' own default.
     keys: the record's keys to read; None is all.
@@ -70,6 +70,8 @@ def build(dataset: str, split: str, data_dir: str | None = None, keys: tuple | N
 
 
 def _builder(name, data_dir):
+  if pathlib.Path(name, "dataset_info.json").expanduser().is_file():
+    return tfds.builder_from_directory(pathlib.Path(name).expanduser())
   try:
     return tfds.builder(name, data_dir=data_dir)
   except tfds.core.DatasetNotFoundError as error:

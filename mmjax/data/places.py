@@ -1,0 +1,108 @@
+"""Files by path, on this machine or behind a URL that fsspec knows (gs://, s3://, https://, ...)."""
+
+import glob
+import hashlib
+import os
+import pathlib
+import re
+
+import braceexpand
+import fsspec
+
+_MAGIC = re.compile(r"[*?\[]")
+
+
+def is_remote(path: str) -> bool:
+  return "://" in path
+
+
+def expand(path: str) -> list[str]:
+  """The files or folders that a path stands for, in order: braces `{000..099}`, `{a,b}`, then globs.
+
+  Raises:
+    ValueError: there is none.
+  """
+  found = []
+  for one in braceexpand.braceexpand(path) if "{" in path else [path]:
+    if not is_remote(one):
+      one = os.path.expanduser(one)
+      # A folder may be called "what [sic]": a pattern is one only if nothing has that name.
+      globbed = _MAGIC.search(one) and not os.path.exists(one)
+      names = sorted(glob.glob(one, recursive=True)) if globbed else [one] * os.path.exists(one)
+    else:
+      files, inner = fsspec.core.url_to_fs(one)
+      names = [files.unstrip_protocol(name) for name in (
+          sorted(files.glob(inner)) if _MAGIC.search(inner) else [inner] * files.exists(inner))]
+    if not names:
+      raise ValueError(f"there is no {one}")
+    found += names
+  return found
+
+
+def is_folder(path: str) -> bool:
+  if not is_remote(path):
+    return os.path.isdir(path)
+  files, inner = fsspec.core.url_to_fs(path)
+  return files.isdir(inner)
+
+
+def names_in(path: str) -> list[str]:
+  """The names in a folder, sorted, without hidden ones."""
+  if not is_remote(path):
+    names = os.listdir(path)
+  else:
+    files, inner = fsspec.core.url_to_fs(path)
+    names = [name.rstrip("/").rpartition("/")[2] for name in files.ls(inner, detail=False)]
+  return sorted(name for name in names if not name.startswith("."))
+
+
+def join(folder: str, name: str) -> str:
+  return f"{folder.rstrip('/')}/{name}" if is_remote(folder) else os.path.join(folder, name)
+
+
+def folder_of(path: str) -> str:
+  return path.rpartition("/")[0] if is_remote(path) else os.path.dirname(os.path.abspath(path))
+
+
+def name_of(path: str) -> str:
+  return path.rstrip("/").rpartition("/")[2]
+
+
+def ending(path: str) -> str:
+  """".jpg" of "a/b.JPG"; "" without a dot."""
+  return pathlib.PurePosixPath(name_of(path)).suffix.lower()
+
+
+def size(path: str) -> int:
+  """Bytes."""
+  if not is_remote(path):
+    return os.stat(path).st_size
+  files, inner = fsspec.core.url_to_fs(path)
+  return int(files.size(inner))
+
+
+def stamp(path: str) -> str:
+  """Changes when the file does, as far as a look at its entry tells."""
+  if not is_remote(path):
+    entry = os.stat(path)
+    told = (os.path.abspath(path), entry.st_size, entry.st_mtime_ns)
+  else:
+    files, inner = fsspec.core.url_to_fs(path)
+    told = (path, files.size(inner), files.ukey(inner))
+  return hashlib.sha256(repr(told).encode()).hexdigest()
+
+
+def open_file(path: str):
+  """The file to read, in bytes, with `seek`."""
+  return fsspec.open(path, "rb").open() if is_remote(path) else open(path, "rb")
+
+
+def read(path: str, begin: int = 0, end: int | None = None) -> bytes:
+  """The bytes [begin, end) of a file, or all of it; fewer if it is shorter."""
+  if is_remote(path):
+    files, inner = fsspec.core.url_to_fs(path)
+    return files.cat_file(inner, begin or None, end)
+  with open(path, "rb") as file:
+    if begin:
+      file.seek(begin)
+    return file.read() if end is None else file.read(end - begin)

@@ -1,0 +1,167 @@
+"""From what somebody types for their data to the source that reads it.
+
+  pets/train                   what lies there decides: see `at`
+  pairs.csv                    a table; .jsonl, .tsv, .parquet, .arrow
+  shards/{000..099}.tar        several files; also "shards/*.tar" and gs://, s3://, https://
+  tfds:mnist                   a name of tensorflow_datasets; its split is "train" unless "?split=test"
+  tar:shards?caption=json.alt  a source by its name, and its arguments as in an address
+  pets/train[:95%]             a part: 95% of the records, drawn once; [95%:] are the others
+  pets/train[held_out]         5% of them, at most 5,000; [train] are the others
+"""
+
+import ast
+import logging
+import os
+import re
+import urllib.parse
+from typing import Any
+
+from mmjax.data import places
+from mmjax.data.sources import arrow, examples, folder, lines, pictures
+
+SOURCES = ("arrays", "arrow", "examples", "folder", "lines", "pictures", "scenes", "tar", "tfds")
+METADATA = ("metadata", "captions", "labels", "annotations", "train")  # names of tables, in this order
+TABLES = (*lines.ENDINGS, *arrow.ENDINGS)
+_PART = re.compile(r"\[([\d.%]*:[\d.%]*|train|held_out)\]$")
+_log = logging.getLogger(__name__)
+
+Node = dict[str, Any]
+
+
+def parse(spec: str) -> Node:
+  """The config node of a source, {"name": ..., its arguments, "part"}; see the module's docstring.
+
+  Raises:
+    ValueError: nothing is there, or nothing that can be read; says what was expected.
+  """
+  spec = spec.strip()
+  part = _PART.search(spec)
+  if part and not os.path.exists(spec):
+    spec = spec[:part.start()]
+  else:
+    part = None
+  path, question, query = spec.partition("?") if not os.path.exists(spec) else (spec, "", "")
+  if question and not re.match(r"\w+=", query):  # a pattern's question mark
+    path, query = spec, ""
+  given = {key: _value(values[-1]) for key, values in urllib.parse.parse_qs(query).items()}
+  name, colon, rest = path.partition(":")
+  if colon and name in SOURCES and not rest.startswith("//"):
+    node = {"name": name, **_address(name, rest)}
+  elif not path:
+    raise ValueError("is empty; give a folder, a file, a pattern, or tfds:NAME")
+  else:
+    node = at(path)
+  return {**node, **given, **({"part": part.group()} if part else {})}
+
+
+def _value(text):
+  """A number or a list where it reads as one, else the text."""
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text
+
+
+def _address(name, rest):
+  """What stands after "name:" as arguments."""
+  if not rest and name != "scenes":
+    raise ValueError("is empty; give a folder, a file, a pattern, or tfds:NAME")
+  if name == "tfds":
+    return {"dataset": rest, "split": "train"}
+  if name == "scenes":
+    return {"split": rest} if rest else {}
+  return {"path": rest}
+
+
+def at(path: str) -> Node:
+  """The node of what lies at a path or pattern.
+
+  A folder is, in this order: prepared by tensorflow_datasets, saved by Hugging Face `datasets`,
+  shards (.tar, .array_record, .parquet, .arrow), pictures that a table beside them describes,
+  pictures with text files beside them, class folders, or just pictures.
+  """
+  found = places.expand(path)
+  first = found[0]
+  if not places.is_folder(first):
+    return {"name": _of_file(first), "path": path}
+  if len(found) > 1:
+    kinds = {at(one)["name"] for one in found}
+    if len(kinds) > 1:
+      raise ValueError(f"{path} stands for folders of several kinds: {', '.join(sorted(kinds))}")
+    return {"name": kinds.pop(), "path": path}
+  return _of_folder(os.path.expanduser(path) if not places.is_remote(path) else path)
+
+
+def _of_file(path):
+  ending = places.ending(path)
+  if examples.is_shard(places.name_of(path)):
+    return "examples"
+  if ending in lines.ENDINGS:
+    return "lines"
+  if ending in arrow.ENDINGS:
+    return "arrow"
+  if ending in (".tar", ".npz"):
+    return {".tar": "tar", ".npz": "arrays"}[ending]
+  if path.endswith((".tar.gz", ".tgz")):
+    raise ValueError(f"{path} is compressed, so that nothing in it can be found without reading all "
+                     "before; unpack it with gunzip")
+  raise ValueError(f"{path} is no kind of data that is known; expected a folder, or *"
+                   f"{', *'.join(('.tar', '.array_record', *TABLES, '.npz'))}")
+
+
+def _of_folder(path):
+  names = places.names_in(path)
+  if not names:
+    raise ValueError(f"{path} is empty")
+  if "features.json" in names and "dataset_info.json" in names:
+    return {"name": "tfds", "dataset": path, "split": "train"}
+  if "state.json" in names or "dataset_dict.json" in names:
+    return {"name": "arrow", "path": path}
+  if any(name.endswith(".tar") for name in names):
+    return {"name": "tar", "path": path}
+  if any(map(examples.is_shard, names)):
+    return {"name": "examples", "path": path}
+  tables = [name for name in names if name.endswith(TABLES)]
+  if tables and not places.is_remote(path):
+    table = _described(path, tables)
+    if table:
+      return table
+  if tables or "data" in names and any(
+      name.endswith(arrow.ENDINGS) for name in places.names_in(places.join(path, "data"))):
+    return {"name": "arrow", "path": path}
+  if places.is_remote(path):
+    raise ValueError(f"{path} holds no shards (*.tar, *.array_record, *.parquet); a folder of pictures "
+                     "is read on this machine only")
+  return _of_pictures(path, names)
+
+
+def _described(path, tables):
+  """The node of a folder whose pictures a table describes; None if the tables are the data."""
+  of_text = [name for name in tables if name.endswith(lines.ENDINGS)]
+  known = [name for stem in METADATA for name in tables if os.path.splitext(name)[0] == stem]
+  chosen = next(iter(known), of_text[0] if len(of_text) == 1 else None)
+  if chosen is None and len(of_text) > 1:
+    raise ValueError(f"{path} holds several tables ({', '.join(of_text)}); name one of them")
+  if chosen is None:
+    return None
+  kind = "lines" if chosen.endswith(lines.ENDINGS) else "arrow"
+  return {"name": kind, "path": os.path.join(path, chosen), "root": path}
+
+
+def _of_pictures(path, names):
+  found = pictures.listing(path)
+  files = [name for name in found if not name.endswith(".txt")]
+  if not files:
+    raise ValueError(f"{path} holds nothing that is known: no pictures (*{', *'.join(folder.ENDINGS)}), "
+                     f"tables (*{', *'.join(TABLES)}) or shards (*.tar, *.array_record)")
+  stems = {os.path.splitext(name)[0] for name in files}
+  if any(name.endswith(".txt") and os.path.splitext(name)[0] in stems for name in found):
+    return {"name": "pictures", "path": path}
+  depths = {name.count("/") for name in files}
+  if depths == {1}:
+    return {"name": "folder", "path": path}
+  if depths == {2}:  # train/cat/1.jpg
+    first = os.path.join(path, files[0].split("/")[0])
+    _log.warning("%s: pictures lie two folders deep, so there are no classes; for class folders give one "
+                 "of the folders in it, such as %s", path, first)
+  return {"name": "pictures", "path": path}

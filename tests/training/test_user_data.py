@@ -1,0 +1,96 @@
+"""`data.train`, `data.eval` and `data.tokenizer`: one's own data in any recipe."""
+
+import json
+import logging
+
+import pytest
+
+from mmjax import config as config_lib
+from mmjax import train as train_lib
+from mmjax.training import user_data
+from mmjax.training.streams import make_stream
+from tests.data import formats
+
+RECIPES = [name for name in config_lib.shipped() if not name.startswith(("finetune/", "masked/multimae",
+                                                                         "masked/fourm", "masked/mae_st"))]
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory, monkeypatch):
+  monkeypatch.setenv("MMJAX_DATA_DIR", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(name="shards", scope="module")
+def _shards(tmp_path_factory):
+  return formats.write_tars(tmp_path_factory.mktemp("data") / "shards", count=80)
+
+
+def resolved(recipe, **data):
+  return user_data.resolve(config_lib.load(f"{recipe}:smoke", {f"data.{k}": v for k, v in data.items()}))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_reads_them_and_nothing_of_the_built_in_data_is_left(recipe, shards, caplog):
+  caplog.set_level(logging.INFO)
+  config = resolved(recipe, train=shards)
+  told = json.dumps(config)
+  assert "scenes" not in told.replace('"tokenizer": "scenes"', "")
+  assert not set(user_data.BUILT_IN) & set(told.split('"'))
+  stream, _ = make_stream(config["data"], "data")
+  assert len(stream) == 76 and stream.record(0)["valid"]
+  if "eval_data" in config:
+    held_out, _ = make_stream(config["eval_data"], "eval_data")
+    assert len(held_out) == 4 and held_out.record(0)["valid"]
+  assert "5% of the records, at most 5,000, are left out of training" in caplog.text
+
+
+def test_held_out_data_and_tokenizer_that_are_given(shards, caplog):
+  caplog.set_level(logging.INFO)
+  config = resolved("contrastive/siglip", train=f"{shards}[:50%]", eval=f"{shards}[50%:]", tokenizer="bytes")
+  assert config["data"]["source"] == {"name": "tar", "path": shards, "part": "[:50%]"}
+  assert config["eval_data"]["source"]["part"] == "[50%:]"
+  assert config["evals"]["retrieval"]["data"]["source"] == config["eval_data"]["source"]
+  assert "scenes" not in json.dumps(config) and not set(user_data.KEYS) & set(config["data"])
+  assert config["data"]["shuffle"] and "mixture" not in config["data"]
+  assert "evals: left out, for they read labels of the built-in data: both, colour, shape" in caplog.text
+
+
+def test_without_them_a_config_stays_as_it_is():
+  config = config_lib.load("contrastive/siglip:smoke")
+  assert user_data.resolve(config) is config
+
+
+def test_evaluation_data_alone_leave_the_training_data(shards):
+  config = resolved("masked/mae", eval=shards)
+  assert config["data"]["source"]["name"] == "scenes" and config["eval_data"]["source"]["name"] == "tar"
+
+
+def test_classes_and_their_number_are_those_of_the_folders(tmp_path):
+  config = resolved("supervised/vit", train=formats.write_classes(tmp_path))
+  assert config["objective"]["label"] == "label" and config["objective"]["model"]["classes"] == "data.classes"
+  assert config["evals"]["classification"]["label"] == "label"
+
+
+@pytest.mark.parametrize("value, why", (
+    ("none.tar", "data.train: there is no none.tar"), ("3", "data.train: there is no 3|expected a text"),
+    ("tfds:", "data.train: is empty"), ("scenes:trian", "data.source: .*the nearest is 'train'")))
+def test_spec_that_leads_nowhere_is_one_line(value, why, tmp_path):
+  with pytest.raises(config_lib.ConfigError, match=why):
+    train_lib.train(config_lib.load("masked/mae:smoke", {"data.train": value}), str(tmp_path))
+
+
+def test_records_without_what_a_recipe_reads_say_what_is_missing(tmp_path):
+  config = resolved("contrastive/siglip", train=formats.write_classes(tmp_path))
+  stream, _ = make_stream(config["data"], "data")
+  with pytest.raises(Exception, match="SampleCaption.*the record has no 'caption'; it has image, label"):
+    stream.spec
+
+
+@pytest.mark.slow
+def test_a_folder_of_pictures_trains_and_evaluates(tmp_path, shards):
+  settings = {"data.train": shards, "total_steps": "4", "batch_size": "8", "evals.loss.batch_size": "2"}
+  train_lib.train(config_lib.load("contrastive/siglip:smoke", settings), str(tmp_path / "run"))
+  lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+  assert any("retrieval/i2t/R@1" in line for line in lines)
+  kept = json.loads((tmp_path / "run" / "config.json").read_text())
+  assert kept["data"]["source"] == {"name": "tar", "path": shards, "part": "[train]"}
