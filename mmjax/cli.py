@@ -7,8 +7,11 @@ keeps its traceback, since it is ours.
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
+
+from mmjax import cli_data
 
 TRAIN = """\
 Train what a config describes. The same command again resumes from the newest checkpoint.
@@ -49,14 +52,6 @@ a folder of another format (WiSE-FT); --save keeps those of one alpha as a workd
 
   mmjax eval --workdir=runs/pets --interpolate=PATH --alphas=0,0.25,0.5,0.75,1
   mmjax eval --workdir=runs/pets --interpolate=PATH --alphas=0.5 --save=runs/pets_half
-"""
-DATA = """\
-Look at what a config reads, or build the built-in dataset.
-
-  mmjax data --config=contrastive/siglip:smoke           records, shapes, digest, speed, first texts
-  mmjax data --config=contrastive/siglip:smoke --save=pictures.png
-  mmjax data --build=scenes --count=20000 --size=64      into --data_dir, or else MMJAX_DATA_DIR,
-                                                         or else ~/.cache/mmjax
 """
 SWEEP = """\
 Train a config under many settings, as ordinary runs on this machine, and compare them.
@@ -115,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   from mmjax.data.stream import DataError
   from mmjax.training.hooks import Halted
   try:
-    verbs = {"train": _train, "plan": _plan, "eval": _eval, "data": _data, "report": _report, "sweep": _sweep,
+    verbs = {"train": _train, "plan": _plan, "eval": _eval, "data": cli_data.run, "report": _report, "sweep": _sweep,
              "convert": _convert}
     return verbs[args.verb](args, overrides) or 0
   except (ConfigError, CheckpointError, DataError, Halted, PermissionError, NotADirectoryError,
@@ -177,18 +172,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
                         help="with --interpolate: shares of the run's weights")
   evaluate.add_argument("--save", help="with --interpolate and one alpha: a new workdir for it")
 
-  data = verb("data", DATA)
-  what = data.add_mutually_exclusive_group(required=True)
-  what.add_argument("--config", help="show what this config reads")
-  what.add_argument("--build", choices=["scenes"], help="build the built-in dataset")
-  data.add_argument("--save", help="with --config: write the first pictures to this PNG")
-  data.add_argument("--rows", type=int, default=256,
-                    help="with --config: rows to read (default 256)")
-  data.add_argument("--count", type=int, default=20_000,
-                    help="with --build: records in train (default 20000)")
-  data.add_argument("--size", type=int, default=64,
-                    help="with --build: pixels a side (default 64)")
-  data.add_argument("--data_dir", help="with --build: where to")
+  cli_data.add_arguments(verb("data", cli_data.TEXT))
 
   report = verb("report", REPORT)
   report.add_argument("--workdir", required=True, help="directory of the run")
@@ -218,7 +202,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
   sweep.add_argument("--dry-run", action="store_true", help="check and print the trials, run none")
   sweep.add_argument("--show", action="store_true", help="only compare; takes no config")
 
-  args, rest = parser.parse_known_args(argv)
+  flags, dotted = _dotted(argv)
+  args, rest = parser.parse_known_args(flags)
+  rest += dotted
   fail = verbs.choices[args.verb].error
   overrides = {}
   kinds = {} if args.verb in ("report", "convert") else {"config": overrides}
@@ -236,13 +222,28 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     if kind != "config" and path in kinds[kind]:
       fail(f"{flag} is given twice; list all values in one")
     kinds[kind][path] = text
-  if getattr(args, "rows", 1) < 1:
-    fail(f"--rows={args.rows}: must be at least 1")
+  if args.verb == "data":
+    cli_data.check(args, fail)
   if args.verb == "sweep":
     _check_sweep(args, overrides, fail)
   if args.verb == "plan" and args.search and (args.save or args.shardings):
     fail("--search compares plans; give --save or --shardings with the one that you choose")
   return args, overrides
+
+
+def _dotted(argv):
+  """(the other flags, those such as --config.optim.lr=1 with their values).
+
+  argparse takes an unknown flag with a space in its value for an argument without a flag.
+  """
+  left, others, dotted = list(argv), [], []
+  while left:
+    flag = left.pop(0)
+    is_dotted = re.match(r"--\w+\.", flag)
+    (dotted if is_dotted else others).append(flag)
+    if is_dotted and "=" not in flag and left and not left[0].startswith("--"):
+      dotted.append(left.pop(0))
+  return others, dotted
 
 
 def _check_sweep(args, overrides, fail):
@@ -290,22 +291,6 @@ def _eval(args, overrides):
     train.eval_between(args.workdir, args.interpolate, args.alphas, args.step, node, args.save)
   else:
     train.eval_workdir(args.workdir, args.step, node)
-
-
-def _data(args, overrides):
-  from mmjax import config
-  from mmjax.data import inspect
-  from mmjax.training import pretrained, user_data
-  from mmjax.training.streams import make_stream
-  try:
-    if args.build:
-      inspect.build_scenes(args.count, args.size, args.data_dir)
-      return
-    node = pretrained.resolve(user_data.resolve(config.load(args.config, overrides)))
-    stream, _ = make_stream(node.get("data"), "data")
-    inspect.show(stream, args.rows, args.save)
-  except ValueError as error:
-    raise config.ConfigError(str(error)) from error
 
 
 def _convert(args, overrides):

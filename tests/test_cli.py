@@ -85,7 +85,7 @@ def test_overrides_are_read_with_equals_sign_or_space_in_order():
     (["train", "--config=a", "--workdir=b", "extra"], "unknown argument 'extra'"),
     (["train", "--config=a", "--workdir=b", "--config.seed"], "--config.seed needs a value"),
     (["eval", "--workdir=b", "--step=last"], "invalid int value: 'last'"),
-    (["data"], "one of the arguments --config --build is required"),
+    (["data"], "give inspect SPEC, build SPEC, --config or --build=scenes"),
     (["data", "--build=scens"], "invalid choice: 'scens'"),
     (["data", "--build=scenes", "--config.seed=3"], "unknown argument '--config.seed'"),
     (["data", "--config=a", "--rows=0"], "--rows=0: must be at least 1"),
@@ -134,7 +134,7 @@ def test_data_shows_records_shapes_and_pictures(capsys, own_config, tmp_path):
   out = capsys.readouterr().out
   assert "pairs.npz: 20 records" in out and "float32 [16, 16, 3]" in out and "0 bad" in out
   assert "the first 10 pictures" in out
-  assert Image.open(save).size == (8 * 16, 2 * 16)
+  assert Image.open(save).size == (8 * 18, 2 * 18)  # a line around each
 
 
 def test_data_without_pictures_cannot_save_them(capsys, own_config, tmp_path):

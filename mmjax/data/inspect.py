@@ -1,14 +1,18 @@
-"""What `mmjax data` shows of a stream: sizes, shapes, speed, and the first records."""
+"""What `mmjax data` shows of data: what a source holds, and what a config makes of it."""
 
+import pathlib
 import time
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from mmjax.data import tokenizers
+from mmjax.data import columns, contact_sheet, survey
+from mmjax.data import transforms as T
 from mmjax.data.sources import scenes
+from mmjax.data.stream import Stream
 
-COLUMNS = 8  # pictures side by side
+SIDE = 128  # pixels of a contact sheet's pictures where no config says
+PNG, PAGE = "contact_sheet.png", "inspect.html"
 
 
 def build_scenes(count: int, size: int, data_dir: str | None) -> None:
@@ -18,7 +22,51 @@ def build_scenes(count: int, size: int, data_dir: str | None) -> None:
     print(f"{split}: {len(source)} records of {size}x{size}, digest {source.digest[:16]}")
 
 
-def show(stream, rows: int, save: str | None = None) -> None:
+def inspect(source: Any, stream: Any, out: str, most: int | None, processes: int) -> None:
+  """Prints what a source holds, and writes it with a contact sheet to `out`.
+
+  Args:
+    stream: what a config makes of it; None shows the pictures as they are, made small.
+    most: records to look at; None for all.
+  """
+  found = survey.survey(source, most, processes=processes)
+  names = getattr(source, "class_names", lambda key: None)("label")
+  lines = survey.table(found, names)
+  for what, value in lines:
+    print(f"{what:>32}  {value}")
+  for record, error in found.broken[:survey.SHOWN]:
+    print(f"  record {record}: {error}")
+  if len(found.broken) > survey.SHOWN:
+    print(f"  and {len(found.broken) - survey.SHOWN:,} more: {PAGE}")
+  if stream is None and found.forms:
+    stream = Stream(source, (T.Decode(), T.Letterbox(SIDE), T.Keep(("image",))), shuffle=False)
+    text = lambda row: " | ".join(map(str, columns.captions(_caption(source, row))))
+  else:
+    tokenizer = _tokenizer(stream)
+    text = None
+  shown = []
+  for row in range(min(contact_sheet.MOST, found.total) if stream is not None else 0):
+    record = stream.record(row)
+    words = str(record["error"]) or (text(row) if text else contact_sheet.decoded(record, tokenizer))
+    shown.append((f"row {row}" if record["valid"] else f"row {row}, bad", record, words))
+  folder = pathlib.Path(out)
+  folder.mkdir(parents=True, exist_ok=True)
+  contact_sheet.write_page(folder / PAGE, getattr(source, "name", "data"), lines, found.broken[:1000], shown)
+  print(f"{folder / PAGE}")
+  images = [image for _, record, _ in shown for image in contact_sheet.pictures(record)[:1]]
+  if images:
+    contact_sheet.save_png(images, str(folder / PNG))
+    print(f"{folder / PNG}")
+
+
+def _caption(source, row):
+  try:
+    return source[row].get("caption")
+  except Exception:  # a broken record, whose error is shown
+    return None
+
+
+def show(stream: Any, rows: int, save: str | None = None) -> None:
   """Prints a stream's records, shapes, digests, reading speed, bad rows and first texts.
 
   Args:
@@ -41,37 +89,20 @@ def show(stream, rows: int, save: str | None = None) -> None:
   print(f"{rows} rows at {speed:.0f} rows a CPU-second, {len(bad)} bad")
   for row, error in bad[:5]:
     print(f"  row {row}: {error}")
-  _show_texts(parts, records[:5])
+  tokenizer = _tokenizer(stream)
+  for row, record in enumerate(records[:5] if tokenizer else ()):
+    print(f"  row {row}: {contact_sheet.decoded(record, tokenizer)}")
   if save:
-    _save_pictures(records, save)
+    images = [image for r in records if r["valid"] for image in contact_sheet.pictures(r)]
+    images = images[:4 * contact_sheet.COLUMNS]
+    if not images:
+      raise ValueError(f"--save={save}: no picture among the first {len(records)} rows")
+    contact_sheet.save_png(images, save)
+    print(f"{save}: the first {len(images)} pictures")
 
 
-def _show_texts(parts, records) -> None:
-  names = [t.tokenizer for part in parts for t in part.transforms if hasattr(t, "tokenizer")]
-  if not names:
-    return
-  tokenizer = tokenizers.load(names[0])
-  for row, record in enumerate(records):
-    tokens = record["text"].reshape(-1, record["text"].shape[-1])[0]
-    mask = record["text_mask"].reshape(-1, record["text"].shape[-1])[0]
-    print(f"  row {row}: {tokenizer.decode([int(t) for t in tokens[mask]])}")
-
-
-def _pictures(record):
-  """The image [H, W, C] of a record, the frames of its video, or its large views."""
-  if "image" in record:
-    return [record["image"]]
-  return next((list(record[key]) for key in ("video", "global_views") if key in record), [])
-
-
-def _save_pictures(records, save: str) -> None:
-  """Each picture is stretched to its own range, since normalisation has moved it."""
-  images = [image.astype(np.float32) for r in records if r["valid"] for image in _pictures(r)]
-  images = images[:4 * COLUMNS]
-  if not images:
-    raise ValueError(f"--save={save}: no picture among the first {len(records)} rows")
-  tiles = [255 * (x - x.min()) / max(1e-6, float(np.ptp(x))) for x in images]
-  tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % COLUMNS)
-  rows = [np.concatenate(tiles[i:i + COLUMNS], axis=1) for i in range(0, len(tiles), COLUMNS)]
-  Image.fromarray(np.concatenate(rows).astype(np.uint8)).save(save, format="PNG")
-  print(f"{save}: the first {len(images)} pictures")
+def _tokenizer(stream):
+  parts = getattr(stream, "streams", (stream,))
+  names = [step.tokenizer for part in parts if part is not None for step in part.transforms
+           if hasattr(step, "tokenizer")]
+  return names[0] if names else None

@@ -10,12 +10,15 @@
 """
 
 import ast
+import importlib
+import inspect
 import logging
 import os
 import re
 import urllib.parse
 from typing import Any
 
+from mmjax.data import part as part_lib
 from mmjax.data import places
 from mmjax.data.sources import arrow, examples, folder, lines, pictures
 
@@ -52,6 +55,26 @@ def parse(spec: str) -> Node:
   else:
     node = at(path)
   return {**node, **given, **({"part": part.group()} if part else {})}
+
+
+def open_source(spec: str) -> Any:
+  """The source that a text stands for.
+
+  Raises:
+    ValueError: as of `parse`, or the source does not know an argument, or cannot be opened.
+  """
+  node = parse(spec)
+  name, text = node.pop("name"), node.pop("part", None)
+  build = importlib.import_module(f"mmjax.data.sources.{name}").build
+  known = inspect.signature(build).parameters
+  for key in node:
+    if key not in known:
+      raise ValueError(f"{spec}: the source {name!r} has no {key!r} (it has {', '.join(known)})")
+  try:
+    source = build(**node)
+  except TypeError as error:  # of a text where a number is wanted, or the other way round
+    raise ValueError(f"{spec}: {error}") from error
+  return part_lib.cut(source, text) if text else source
 
 
 def _value(text):

@@ -1,0 +1,118 @@
+"""`mmjax data inspect`: what is counted, and what the page shows."""
+
+import json
+import os
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from mmjax import cli
+from mmjax.data import survey
+from tests.data import damage, formats
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+  monkeypatch.setenv("MMJAX_DATA_DIR", str(tmp_path / "cache"))
+  monkeypatch.chdir(tmp_path)
+
+
+class Records:
+  name, digest = "records", "0"
+
+  def __init__(self, records):
+    self.records = records
+
+  def __len__(self):
+    return len(self.records)
+
+  def __getitem__(self, i):
+    if isinstance(self.records[i], Exception):
+      raise self.records[i]
+    return self.records[i]
+
+
+def test_what_is_counted():
+  unusual = damage.unusual()
+  found = survey.survey(Records([
+      {"id": "a", "image": formats.picture(0), "caption": ["a red cube", "it"], "label": 1},
+      {"id": "b", "image": unusual["animated.gif"], "caption": ["a\x00b"], "label": 1},
+      {"id": "a", "image": unusual["cmyk.jpg"], "caption": [" "], "score": 0.5},
+      {"id": "c", "image": formats.picture(0), "caption": ["a red cube"], "label": 2},
+      {"id": "d", "image": b"no picture", "caption": ["x"]},
+      OSError("disc failure")]))
+  assert (found.total, found.looked_at) == (6, 6)
+  assert found.forms == {"JPEG RGB": 2, "GIF P animated": 1, "JPEG CMYK": 1}
+  assert found.numbers["width"] == [24, 16, 16, 24] and found.numbers["captions"] == [2, 1, 1, 1]
+  assert found.numbers["words"] == [3, 1, 1, 0, 3]
+  assert found.texts["a red cube"] == 2 and found.empty == 1 and found.control == 1
+  assert found.labels == {1: 2, 2: 1}
+  assert [record for record, _ in found.broken] == [4, 5] and found.broken[1][1] == "OSError: disc failure"
+  assert found.repeated == {"file": [(3, 0)], "picture": [(2, 1), (3, 0)], "id": [(2, 0)]}
+  lines = dict(survey.table(found, ("x", "red", "blue")))
+  assert lines["records"] == "6" and lines["labels"] == "2 values; red: 2, blue: 1"
+  assert lines["broken"] == "2 (33.3%)" and lines["names that are in it before"] == "1 (16.7%); record 2 as 0"
+  assert lines["field score"] == "float: 1"
+
+
+def test_a_part_is_spread_evenly_and_processes_count_alike(tmp_path):
+  from mmjax.data import spec
+  source = spec.open_source(formats.write_tars(tmp_path / "shards", count=450))
+  one, two = survey.survey(source), survey.survey(source, processes=2)
+  assert one == two and one.looked_at == 450
+  few = survey.survey(source, most=10)
+  assert few.looked_at == 10 and few.total == 450
+  assert dict(survey.table(few))["records"] == "450, 10 of them looked at"
+
+
+def test_page_shows_broken_records_and_what_the_model_sees(tmp_path, capsys):
+  path = formats.write_pictures(tmp_path / "data")
+  (tmp_path / "data" / "004.jpg").write_bytes(b"none <b>")
+  assert cli.main(["data", "inspect", path, "--config=contrastive/siglip:smoke", "--processes=0"]) == 0
+  printed = capsys.readouterr().out
+  assert "JPEG RGB: 8" in printed and "record 2: UnidentifiedImageError" in printed
+  page = (tmp_path / "data_inspect" / "inspect.html").read_text(encoding="utf-8")
+  assert "of 32 tokens]" in page and "picture 1" in page and "bad</b>" in page and "http" not in page
+  sheet = np.asarray(Image.open(tmp_path / "data_inspect" / "contact_sheet.png"))
+  assert sheet.shape == (2 * 66, 8 * 66, 3)  # 64 pixels and a line around
+
+
+def test_without_a_config_pictures_are_shown_as_they_are(tmp_path, capsys):
+  assert cli.main(["data", "inspect", formats.write_classes(tmp_path / "data"), "--out=here", "--processes=0"]) == 0
+  assert "3 values; ant: 3, bee: 3, cat: 3" in capsys.readouterr().out
+  assert np.asarray(Image.open("here/contact_sheet.png")).shape == (2 * 130, 8 * 130, 3)
+
+
+def test_build_by_the_command_line_is_read_back(tmp_path, capsys):
+  path = formats.write_jsonl(tmp_path)
+  assert cli.main(["data", "build", path, "--out=built", "--dedup=exact", "--exclude=picture 3", "--exclude=picture 4",
+                   "--processes=0"]) == 0
+  assert "built: 7 records, digest " in capsys.readouterr().out
+  manifest = json.loads((tmp_path / "built" / "manifest.json").read_text())
+  assert manifest["settings"]["exclude"] == ["picture 3", "picture 4"]
+  assert cli.main(["data", "inspect", "built", "--processes=0"]) == 0
+  assert "JPEG RGB: 7" in capsys.readouterr().out and os.path.exists("data_inspect/inspect.html")
+
+
+@pytest.mark.parametrize("arguments, why", (
+    (["inspect"], "inspect needs the data: mmjax data inspect SPEC"), (["build", "x"], "build needs --out=DIR"),
+    (["inspect", "x", "--dedup=exact"], "--dedup is a step of build"), ([], "give inspect SPEC, build SPEC"),
+    (["inspect", "x", "--build=scenes"], "--build=scenes stands alone"), (["inspect", "x", "--rows=-1"], "at least 0")))
+def test_wrong_flags(arguments, why, capsys):
+  with pytest.raises(SystemExit):
+    cli.main(["data", *arguments])
+  assert why in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments, why", (
+    (["inspect", "none"], "mmjax data: there is no none"),
+    (["build", "none", "--out=x"], "mmjax data: there is no none"),
+    (["inspect", "scenes:trian"], "mmjax data: scenes: there is no split 'trian'"),
+    (["inspect", "lines:x.csv?colour=a"], "the source 'lines' has no 'colour' (it has path, root, image"),
+    (["build", "shards", "--out=x", "--min_side=-1"], "mmjax data: min_side = -1: expected 0 or more")))
+def test_wrong_data_is_one_line(arguments, why, tmp_path, capsys):
+  formats.write_tars(tmp_path / "shards")
+  assert cli.main(["data", *arguments]) == 2
+  error = capsys.readouterr().err
+  assert why in error and error.count("\n") == 1
