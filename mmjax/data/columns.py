@@ -27,7 +27,7 @@ class Columns:
   def renamed(self, record: Mapping[str, Any]) -> dict[str, Any]:
     """The record with these columns under our names; the others keep theirs."""
     ours, used = {}, set()
-    for key, names in dataclasses.asdict(self).items():
+    for key, names in (("image", self.image), ("caption", self.caption), ("label", self.label)):
       name = next((name for name in names if record.get(name) is not None), None)
       if name is not None:
         ours[key], used = record[name], used | {name}

@@ -281,3 +281,14 @@ def test_arguments_out_of_range_are_named(argument):
   arguments = dict(stream=toys.pictures(), batch_size=B, sharding=sharding()) | argument
   with pytest.raises(ValueError, match=f"{next(iter(argument))} must be"):
     loader.train_batches(**arguments)
+
+
+def test_batches_lie_where_a_cpu_device_can_use_them_without_a_copy():
+  records = [{"x": np.full((5, 3), i, np.float32), "n": np.array(i, np.int32), "error": np.array("e" * i)}
+             for i in range(7)]
+  batch = loader._stack(records)
+  assert batch["x"].shape == (7, 5, 3) and batch["n"].tolist() == list(range(7)) and batch["error"][6] == "e" * 6
+  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  placed = loader.assemble({"x": batch["x"]}, sharding, 7, np.arange(7))["x"]
+  assert placed.unsafe_buffer_pointer() == batch["x"].ctypes.data
+  np.testing.assert_array_equal(placed, batch["x"])

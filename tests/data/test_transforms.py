@@ -404,3 +404,23 @@ def test_bad_arguments_name_the_transform_and_the_field(build, told):
 def test_what_is_no_decoded_image_is_refused(transform, image):
   with pytest.raises(TypeError, match="decoded image"):
     run(transform, image=image)
+
+
+@pytest.mark.parametrize("preset", ("clip", "imagenet", "half"))
+def test_normalise_of_bytes_by_a_table_is_the_formula_to_the_bit(preset):
+  image = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, -1)
+  mean, std = (np.array(values) for values in image_transforms.PRESETS[preset])
+  want = image.astype(np.float32) * (1 / (255 * std)).astype(np.float32) + (-mean / std).astype(np.float32)
+  for pixels, expected in ((image, want), (image[None, :, ::-1], want[None, :, ::-1])):
+    found = T.Normalise(preset)({"image": pixels}, None)["image"]
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_linear_filter_is_opencvs_of_four_neighbours():
+  rng = np.random.default_rng(0)
+  for dtype in (np.uint8, np.float32, np.int32):
+    image = rng.integers(0, 200, (9, 12, 3)).astype(dtype)
+    found = T.Resize((18, 24), "linear")({"image": image}, None)["image"]
+    want = T.Resize((18, 24), "bilinear")({"image": image}, None)["image"]  # the same when made larger
+    assert found.dtype == dtype and np.abs(found.astype(float) - want).max() <= 1
