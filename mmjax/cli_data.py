@@ -17,6 +17,7 @@ Look at data, or bring them into the form that is read fastest.
   mmjax data build pets --out=pets_ar --min_side=64 --dedup=perceptual
                                                          to sharded ArrayRecord; the same command goes on
                                                          after an interruption
+  mmjax data seen --config=contrastive/siglip:smoke      how often a run reads each source and record
   mmjax data --config=contrastive/siglip:smoke           what a config reads: shapes, digest, speed, texts
   mmjax data --config=contrastive/siglip:smoke --save=pictures.png
   mmjax data --build=scenes --count=20000 --size=64      the built-in dataset, into --data_dir, or else
@@ -36,7 +37,7 @@ SPEC, here and in --config.data.train=SPEC of every verb, is one of
 
 def add_arguments(data: argparse.ArgumentParser) -> None:
   """The flags of `mmjax data`."""
-  data.add_argument("action", nargs="?", choices=["inspect", "build"], help="what to do with SPEC")
+  data.add_argument("action", nargs="?", choices=["inspect", "build", "seen"], help="what to do")
   data.add_argument("spec", nargs="?", metavar="SPEC", help="the data, see above")
   data.add_argument("--config", help="show what this config reads, or makes of SPEC")
   data.add_argument("--build", choices=["scenes"], help="build the built-in dataset")
@@ -69,7 +70,10 @@ def _of_settings(name):
 def check(args: argparse.Namespace, fail: Callable[[str], None]) -> None:
   """Calls `fail` with what is wrong with the flags taken together."""
   given = [name for name in ("config", "build") if getattr(args, name)]
-  if args.action and not args.spec:
+  if args.action == "seen":
+    if args.spec or not args.config:
+      fail("seen takes a config: mmjax data seen --config=NAME")
+  elif args.action and not args.spec:
     fail(f"{args.action} needs the data: mmjax data {args.action} SPEC")
   if args.build and (args.action or args.config):
     fail("--build=scenes stands alone")
@@ -88,7 +92,7 @@ def run(args: argparse.Namespace, overrides: dict[str, str]) -> None:
   """Does what the flags say."""
   from mmjax import config
   from mmjax.data import inspect, spec
-  from mmjax.training import pretrained, user_data
+  from mmjax.training import assemble, pretrained, user_data
   from mmjax.training.streams import make_stream
   try:
     if args.build:
@@ -96,6 +100,8 @@ def run(args: argparse.Namespace, overrides: dict[str, str]) -> None:
       return
     if args.action == "build":
       return _build(args)
+    if args.action == "seen":
+      return inspect.show_shares(*assemble.seen(config.load(args.config, overrides)))
     if args.config:
       given = dict.fromkeys(("data.train", "data.eval"), args.spec) if args.spec else {}
       node = pretrained.resolve(user_data.resolve(config.load(args.config, {**overrides, **given})))

@@ -101,6 +101,23 @@ def show(stream: Any, rows: int, save: str | None = None) -> None:
     print(f"{save}: the first {len(images)} pictures")
 
 
+def show_shares(rows: int, shares: list) -> None:
+  """Prints how often a run of so many rows reads each source and each of its records.
+
+  Args:
+    shares: `mmjax.data.mixture.Share`s.
+  """
+  print(f"{rows:,} rows in the whole run")
+  width = max(len(share.name) for share in shares)
+  print(f"{'source':{width}}{'records':>15}{'rows':>17}{'share':>8}{'epochs':>9}  a record is read")
+  for one in shares:
+    often = f"{one.least:,} times" if one.again == 0 else (
+        f"{one.least:,} or {one.least + 1:,} times; {one.again:,} of them the latter")
+    ends = f"; used up at row {one.ends:,}" if one.ends is not None and one.ends <= rows else ""
+    print(f"{one.name:{width}}{one.records:>15,}{one.rows:>17,}{one.rows / max(1, rows):>8.1%}"
+          f"{one.rows / one.records:>9.2f}  {often}{ends}")
+
+
 def _tokenizer(stream):
   parts = getattr(stream, "streams", (stream,))
   names = [step.tokenizer for part in parts if part is not None for step in part.transforms

@@ -103,6 +103,11 @@ class Settings:
     """The rows of every step: `batch_ramp`, then `batch_size`."""
     return ramp.resolve(self.batch_ramp, self.batch_size)
 
+  @property
+  def rows(self) -> int:
+    """Rows of the whole run."""
+    return self.batch_sizes.first_row(self.total_steps)
+
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSettings:
@@ -238,6 +243,7 @@ def assemble(config: Node, devices: list | None = None, example_data: bool = Fal
   config = labels.fill_in(config, stream)
   settings, resolved = _settings(config, epoch=_epoch(config, stream))
   ramp.check_end(settings.batch_sizes, settings.total_steps)
+  streams.check_end(stream, settings.rows, settings.total_steps)
 
   eval_stream = None
   if settings.eval_data:
@@ -377,6 +383,20 @@ def _settings(config: Node, epoch: int) -> tuple[Settings, Node]:
   if sizes.stages:
     resolved["batch_ramp"] = ramp.nodes(sizes)
   return config_lib.fields(Settings, resolved, ""), resolved
+
+
+def seen(config: Node) -> tuple[int, list]:
+  """(rows that a run reads, what it reads of each source: `mmjax.data.mixture.Share`s); trains nothing.
+
+  Raises:
+    ConfigError, DataError: as of `assemble`.
+  """
+  config = pretrained.resolve(frozen_lib.resolve(user_data.resolve(config)))
+  settings, _ = _settings(config, epoch=1)
+  stream, _ = streams.make_stream(settings.data, "data")
+  settings, _ = _settings(config, epoch=_epoch(config, stream))
+  streams.check_end(stream, settings.rows, settings.total_steps)
+  return settings.rows, streams.shares(stream, settings.rows)
 
 
 def _epoch(config: Node, stream: Stream | Mixture) -> int | None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from mmjax import config as config_lib
 from mmjax.config import ConfigError
 from mmjax.data import tokenizers
-from mmjax.data.mixture import Mixture
+from mmjax.data.mixture import Mixture, share, shares_by_size
 from mmjax.data.part import cut
 from mmjax.data.sources import synthetic
 from mmjax.data.stream import DataError, Stream
@@ -40,7 +40,7 @@ def make_stream(node: Node, path: str, example_data: bool = False
 
   {"source": {"name": a file in `mmjax/data/sources/`, ..., "part": see `mmjax.data.part.cut`}, "transforms": [{"name": a class in
   `mmjax/data/transforms.py`, ...}], "shuffle": bool, "seed": int, "max_bad_fraction": float}, or
-  {"mixture": {name: the same, and "weight"}}.
+  {"mixture": {name: the same, and the keys of `PartOfMixture`}, "temperature": see `shares_by_size`}.
 
   Args:
     node: of the config.
@@ -54,16 +54,49 @@ def make_stream(node: Node, path: str, example_data: bool = False
   if "mixture" not in rest:
     return _single(rest, path, own | {"mixture"}, example_data), loading
   parts = config_lib.check(rest.pop("mixture"), dict, f"{path}.mixture")
-  streams, weights = [], []
+  temperature = rest.pop("temperature", None)
+  streams, settings = [], []
   for index, (name, part) in enumerate(sorted(parts.items())):
     where = f"{path}.mixture.{name}"
     part = {"seed": index, **config_lib.check(part, dict, where)}
-    if "weight" not in part:
-      raise ConfigError(f"{where}.weight: is missing")
-    weights.append(config_lib.check(part.pop("weight"), float, f"{where}.weight"))
-    streams.append(_single(part, where, {"weight"}, example_data))
-  mixture = config_lib.call(Mixture, rest, path, streams=tuple(streams), weights=tuple(weights))
+    if "weight" not in part and temperature is None:
+      raise ConfigError(f"{where}.weight: is missing; without a {path}.temperature each part needs one")
+    own = {key: part.pop(key) for key in ("weight", "cap", "epochs") if key in part}
+    settings.append(config_lib.fields(PartOfMixture, own, where))
+    streams.append(_single(part, where, {"weight", "cap", "epochs"}, example_data))
+  mixture = config_lib.call(Mixture, rest, path, streams=tuple(streams),
+                            weights=_weights(streams, settings, temperature, path),
+                            epochs=tuple(part.epochs for part in settings))
   return mixture, loading
+
+
+@dataclasses.dataclass(frozen=True)
+class PartOfMixture:
+  """What stands beside a stream in a mixture.
+
+  Attributes:
+    weight: of its share; with a temperature a factor on its records.
+    cap: with a temperature: the records that count for its share at most.
+    epochs: how often it is read at most.
+  """
+
+  weight: float = 1.0
+  cap: int | None = None
+  epochs: float | None = None
+
+
+def _weights(streams, settings, temperature, path):
+  weights = tuple(part.weight for part in settings)
+  if temperature is None:
+    for part in settings:
+      if part.cap is not None:
+        raise ConfigError(f"{path}.mixture: a cap counts with a temperature only; set {path}.temperature=1")
+    return weights
+  temperature = config_lib.check(temperature, float, f"{path}.temperature")
+  try:
+    return shares_by_size([len(stream) for stream in streams], weights, [part.cap for part in settings], temperature)
+  except ValueError as error:
+    raise ConfigError(f"{path}: {error}") from error
 
 
 def finite_stream(node: Node, path: str, example_data: bool = False) -> Stream:
@@ -121,6 +154,19 @@ def count_records(stream: Stream | Mixture) -> int:
   """Records of an epoch: those of all parts."""
   parts = getattr(stream, "streams", (stream,))
   return sum(len(part) for part in parts)
+
+
+def shares(stream: Stream | Mixture, rows: int) -> list:
+  """What a run of so many rows reads of each source: `mmjax.data.mixture.Share`s."""
+  return stream.shares(rows) if isinstance(stream, Mixture) else [share(stream, rows)]
+
+
+def check_end(stream: Stream | Mixture, rows: int, steps: int) -> None:
+  """Raises ConfigError if a mixture ends before a run of so many rows does."""
+  most = stream.rows if isinstance(stream, Mixture) else None
+  if most is not None and rows > most:
+    raise ConfigError(f"total_steps: {steps:,} steps read {rows:,} rows, but the mixture has {most:,}: all of "
+                      "its parts have epochs; take fewer steps, more epochs, or leave one part without")
 
 
 def is_stand_in(stream: Stream | Mixture, node: Node) -> bool:
