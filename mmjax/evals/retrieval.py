@@ -104,11 +104,11 @@ class Retrieval:
     image_rows, places, seen = [], [], 0                    # places in the stream
     ids: dict[bytes, int] = {}                              # tokens of a caption -> its number
     for batch in session.batches(self.data, self.batch_size):
-      tokens, present = _captions(session, batch)
+      tokens, present = captions_of(session, batch)
       room = len(tokens) if self.max_records is None else self.max_records - len(images)
       rows = self._choose(tokens, present, ids, room)
       if rows:
-        image, text = _embed(session, batch, tokens.shape[1])
+        image, text = embed(session, batch, tokens.shape[1])
       for row in rows:
         for column in np.flatnonzero(present[row]):
           owners.append(len(images))
@@ -142,7 +142,7 @@ class Retrieval:
     return rows
 
 
-def _captions(session, batch) -> tuple[np.ndarray, np.ndarray]:
+def captions_of(session, batch) -> tuple[np.ndarray, np.ndarray]:
   """(tokens int32 [B, K, L] with -1 for padding, present bool [B, K]) of a batch."""
   names = [name for name in ("text", "text_mask", "text_count", "valid") if name in batch]
   host = session.fetch({name: batch[name] for name in names})
@@ -155,7 +155,7 @@ def _captions(session, batch) -> tuple[np.ndarray, np.ndarray]:
   return np.where(mask, text, -1), present & host["valid"][:, None]
 
 
-def _embed(session, batch, columns: int) -> tuple[np.ndarray, np.ndarray]:
+def embed(session, batch, columns: int) -> tuple[np.ndarray, np.ndarray]:
   """(image float32 [B, D], text float32 [B, K, D]); each image is embedded once, whatever K."""
   one = lambda array, column: array if array.ndim == 2 else array[:, column]
   image, texts = None, []

@@ -9,6 +9,7 @@ A record is a dict of
 import bisect
 import dataclasses
 import hashlib
+import json
 import logging
 import os
 import pathlib
@@ -24,7 +25,8 @@ class Folder:
 
   Attributes:
     path: the folder of class folders.
-    classes: their names, sorted; label i is classes[i].
+    classes: the folders' names, sorted; label i is classes[i].
+    names: what the classes are called, if not as their folders.
     files: "class name/file name" of every picture.
     digest: SHA-256 over the names of the classes, and names and sizes of the pictures.
   """
@@ -33,6 +35,7 @@ class Folder:
   classes: tuple[str, ...]
   files: tuple[str, ...]
   digest: str
+  names: tuple[str, ...] | None = None
 
   @property
   def name(self):
@@ -40,7 +43,7 @@ class Folder:
 
   def class_names(self, key):
     """The names of the values of a record's `key`, or None if it is no label."""
-    return self.classes if key == "label" else None
+    return (self.names or self.classes) if key == "label" else None
 
   def __len__(self):
     return len(self.files)
@@ -51,11 +54,16 @@ class Folder:
     return {"image": pathlib.Path(self.path, file).read_bytes(), "label": label}
 
 
-def build(path: str):
+def build(path: str, names: str | None = None):
   """The source of a folder of class folders. What is hidden, or no picture, is passed over.
 
+  Args:
+    names: a file that tells what the classes are called, by their folders: JSON {"n01440764": "tench"},
+      or lines such as "n01440764 tench, Tinca tinca" (ImageNet's LOC_synset_mapping.txt), of which the
+      first name counts.
+
   Raises:
-    ValueError: there is no such folder, or no class folder or picture in it.
+    ValueError: there is no such folder, no class folder or picture in it, or a class without a name.
   """
   if not path:
     raise ValueError("path: is empty; give a folder that holds a folder of pictures for each class")
@@ -78,7 +86,20 @@ def build(path: str):
     raise ValueError(f"path: none of the {len(classes)} folders in {path} holds a picture "
                      f"(*{', *'.join(ENDINGS)})")
   digest = hashlib.sha256(repr((classes, list(sizes.items()))).encode()).hexdigest()
-  return Folder(path, tuple(classes), tuple(sizes), digest)
+  return Folder(path, tuple(classes), tuple(sizes), digest, _called(names, classes) if names else None)
+
+
+def _called(file, classes):
+  """The names of the classes, in their order."""
+  try:
+    text = pathlib.Path(file).expanduser().read_text(encoding="utf-8")
+    called = json.loads(text) if file.endswith(".json") else {
+        line.split()[0]: line.split(maxsplit=1)[1].split(",")[0].strip() for line in text.splitlines() if line.strip()}
+    return tuple(called[name] for name in classes)
+  except KeyError as error:
+    raise ValueError(f"names: {file} has no name for the folder {error}") from error
+  except (OSError, ValueError, IndexError) as error:
+    raise ValueError(f"names: {file} cannot be read: {error}") from error
 
 
 def _visible(path):
