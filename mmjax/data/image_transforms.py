@@ -305,17 +305,18 @@ class RandomResizedCrop:
 
   The area is uniform in `scale` of the image's, the aspect ratio (width / height) log-uniform in
   `ratio`. If ten draws do not fit, the largest central crop with an allowed ratio is taken, as
-  torchvision does.
+  torchvision does. With size None the part stays as large as it is, for `Patchify`.
   """
 
-  size: int | tuple
+  size: int | tuple | None
   scale: tuple = (0.08, 1.0)
   ratio: tuple = (3 / 4, 4 / 3)
   filter: str = "bilinear"
   key: str = "image"
 
   def __post_init__(self):
-    require_size(self)
+    if self.size is not None:
+      require_size(self)
     require_filter(self)
     require_range(self, "scale")
     require_range(self, "ratio")
@@ -338,7 +339,7 @@ class RandomResizedCrop:
 
     def crop(image, resample, fill):
       part = np.ascontiguousarray(image[top:top + height, left:left + width])
-      return resample(part, height_width(self.size))
+      return part if self.size is None else resample(part, height_width(self.size))
     return geometry.move(record, self.key, crop, _resampling(self.filter))
 
 

@@ -61,3 +61,23 @@ def test_crop_to_patches_keeps_the_top_left():
 def test_wrong_settings_are_refused(build, message):
   with pytest.raises(ValueError, match=message):
     build()
+
+
+def test_recipe_reads_pictures_of_many_shapes_and_pads_the_rest(tmp_path, monkeypatch):
+  from mmjax import config
+  from mmjax.training.streams import make_stream
+  from mmjax.training.user_data import resolve
+  from tests.data import formats
+  monkeypatch.setenv("MMJAX_DATA_DIR", str(tmp_path / "cache"))
+  given = {"data.train": formats.write_pictures(tmp_path / "data", count=40)}
+  node = resolve(config.load("contrastive/siglip_naflex:smoke", given))
+  stream, _ = make_stream(node["data"], "data")
+  records = [stream.record(row) for row in range(30)]
+  assert all(record["valid"] and record["image"].shape == (64, 8, 8, 3) for record in records)
+  grids = {tuple(record["image_grid"].tolist()) for record in records}
+  assert len(grids) > 5  # parts of many aspect ratios
+  for record in records:
+    seen = int(np.prod(record["image_grid"]))
+    assert record["image_mask"].sum() == seen > 32 and not record["image"][seen:].any()
+  held_out, _ = make_stream(node["eval_data"], "eval_data")
+  assert tuple(held_out.record(0)["image_grid"].tolist()) == (7, 8)  # the picture of 20 x 24 as it is
