@@ -75,7 +75,7 @@ def test_recipe_reads_pictures_of_many_shapes_and_pads_the_rest(tmp_path, monkey
   records = [stream.record(row) for row in range(30)]
   assert all(record["valid"] and record["image"].shape == (64, 8, 8, 3) for record in records)
   grids = {tuple(record["image_grid"].tolist()) for record in records}
-  assert len(grids) > 5  # parts of many aspect ratios
+  assert len(grids) > 3  # parts of many aspect ratios, for which 64 patches have six grids
   for record in records:
     seen = int(np.prod(record["image_grid"]))
     assert record["image_mask"].sum() == seen > 32 and not record["image"][seen:].any()
