@@ -1,4 +1,4 @@
-"""The command line: mmjax train | plan | eval | data | report | sweep | convert.
+"""The command line: mmjax train | plan | eval | data | prepare | report | sweep | convert.
 
 An error of the user's (config, data, workdir) is one line and a non-zero exit status; anything else
 keeps its traceback, since it is ours.
@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from mmjax import cli_data
+from mmjax import cli_data, cli_prepare
 
 TRAIN = """\
 Train what a config describes. The same command again resumes from the newest checkpoint.
@@ -110,8 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   from mmjax.data.stream import DataError
   from mmjax.training.hooks import Halted
   try:
-    verbs = {"train": _train, "plan": _plan, "eval": _eval, "data": cli_data.run, "report": _report, "sweep": _sweep,
-             "convert": _convert}
+    verbs = {"train": _train, "plan": _plan, "eval": _eval, "data": cli_data.run, "prepare": cli_prepare.run,
+             "report": _report, "sweep": _sweep, "convert": _convert}
     return verbs[args.verb](args, overrides) or 0
   except (ConfigError, CheckpointError, DataError, Halted, PermissionError, NotADirectoryError,
           FileExistsError) as error:
@@ -133,7 +133,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
   parser = argparse.ArgumentParser(
       prog="mmjax", description="Multimodal pretraining in JAX. `mmjax VERB --help` tells more.")
   verbs = parser.add_subparsers(dest="verb", required=True,
-                                metavar="train | plan | eval | data | report | sweep | convert")
+                                metavar="train | plan | eval | data | prepare | report | sweep | convert")
   raw = argparse.RawDescriptionHelpFormatter
 
   def verb(name, text):
@@ -173,6 +173,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
   evaluate.add_argument("--save", help="with --interpolate and one alpha: a new workdir for it")
 
   cli_data.add_arguments(verb("data", cli_data.TEXT))
+  cli_prepare.add_arguments(verb("prepare", cli_prepare.TEXT))
 
   report = verb("report", REPORT)
   report.add_argument("--workdir", required=True, help="directory of the run")
@@ -207,7 +208,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
   rest += dotted
   fail = verbs.choices[args.verb].error
   overrides = {}
-  kinds = {} if args.verb in ("report", "convert") else {"config": overrides}
+  kinds = {} if args.verb in ("report", "convert", "prepare") else {"config": overrides}
   if args.verb == "sweep":
     kinds |= {"grid": args.grid, "random": args.random}
   while rest:
@@ -222,8 +223,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     if kind != "config" and path in kinds[kind]:
       fail(f"{flag} is given twice; list all values in one")
     kinds[kind][path] = text
-  if args.verb == "data":
-    cli_data.check(args, fail)
+  if args.verb in ("data", "prepare"):
+    {"data": cli_data, "prepare": cli_prepare}[args.verb].check(args, fail)
   if args.verb == "sweep":
     _check_sweep(args, overrides, fail)
   if args.verb == "plan" and args.search and (args.save or args.shardings):

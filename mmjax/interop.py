@@ -40,7 +40,12 @@ def load(path: str, step: int | None = None) -> tuple[Objective, Any]:
   Raises:
     CheckpointError: there is nothing, it is of no known kind, or its parts do not agree.
   """
-  return build(_read(path, step))
+  return build(read_model(path, step))
+
+
+def read_model(path: str, step: int | None = None) -> Pretrained:
+  """The model at `path` before it is built: weights, and the transforms of its inputs; raises as `load`."""
+  return _checked(read, path, step)
 
 
 def build(model: Pretrained) -> tuple[Objective, Any]:
@@ -56,7 +61,7 @@ def processor(path: str) -> Processor:
 
   Raises: as `load`.
   """
-  model = _read(path, None)
+  model = read_model(path)
   return Processor(model.image, model.text)
 
 
@@ -97,7 +102,7 @@ def convert(source: str, to: str, form: str = "hf", step: int | None = None, enc
   """
   if form not in FORMATS:
     raise config_lib.ConfigError(f"--format={form}: unknown{config_lib.nearest(form, FORMATS)}")
-  model = _read(source, step)
+  model = read_model(source, step)
   if encoder:
     model = _checked(model.encoder)
   count = sum(x.size for x in model.params.values())
@@ -110,10 +115,6 @@ def convert(source: str, to: str, form: str = "hf", step: int | None = None, enc
   first = 1 + node.get("registers", 0)
   note = f"; its image is the mean of last_hidden_state[:, {first}:], which it does not take itself" if pooled else ""
   return f"{to}: {name}, {count:,} parameters; transformers.{name}.from_pretrained({to!r}) opens it{note}"
-
-
-def _read(path, step):
-  return _checked(read, path, step)
 
 
 def _checked(function, *args):

@@ -90,19 +90,24 @@ def train_batches(stream, batch_size, sharding, *, start_step=0, workers=0, read
                   workers, read_threads, prefetch)
 
 
-def eval_batches(stream, batch_size, sharding, *, workers=0, read_threads=4, prefetch=2):
+def eval_batches(stream, batch_size, sharding, *, rows=None, workers=0, read_threads=4, prefetch=2):
   """Every record of a stream once, in its order; arguments and result as in train_batches.
 
   The last batch is filled up with `valid` = False. Every process gets the same number of batches.
 
+  Args:
+    rows: only these, a range that begins at a multiple of `batch_size`; None for all.
+
   Raises:
-    ValueError: the stream is a mixture, which has no end.
+    ValueError: the stream is a mixture, which has no end, or `rows` begins elsewhere.
   """
   if not hasattr(stream, "__len__"):
     raise ValueError("a mixture has no end; evaluate its streams one by one")
-  steps = -(-len(stream) // batch_size)
-  return _batches(stream, BatchSizes(batch_size), sharding, range(steps), len(stream), workers,
-                  read_threads, prefetch)
+  rows = range(len(stream)) if rows is None else rows
+  if rows.start % batch_size:
+    raise ValueError(f"rows: {rows.start} is no multiple of the batch size {batch_size}")
+  steps = range(rows.start // batch_size, -(-rows.stop // batch_size))
+  return _batches(stream, BatchSizes(batch_size), sharding, steps, rows.stop, workers, read_threads, prefetch)
 
 
 def _batches(stream, sizes, sharding, steps, end, workers, read_threads, prefetch):

@@ -23,8 +23,8 @@ class Processor:
   """
 
   def __init__(self, image_nodes=(), text_nodes=()):
-    self._image = [_build(node) for node in image_nodes]
-    self._text = [_build(node) for node in text_nodes]
+    self._image = [build_transform(node) for node in image_nodes]
+    self._text = [build_transform(node) for node in text_nodes]
 
   def __call__(self, images=None, texts=None) -> dict:
     """The batch of NumPy arrays.
@@ -59,7 +59,12 @@ class Processor:
     return {**batch, "row": row, "valid": np.ones(count, bool)}
 
 
-def _build(node):
+def build_transform(node):
+  """The transform of a config node.
+
+  Raises:
+    ValueError: there is none of that name, or its arguments are wrong; says which.
+  """
   name = node.get("name")
   kind = getattr(transforms, str(name), None)
   if kind is None:

@@ -22,7 +22,7 @@ from mmjax.data import part as part_lib
 from mmjax.data import places
 from mmjax.data.sources import arrow, examples, folder, lines, pictures
 
-SOURCES = ("arrays", "arrow", "coco", "compositional", "examples", "folder", "lines", "pictures", "scenes", "tar", "tfds")
+SOURCES = ("arrays", "arrow", "coco", "compositional", "examples", "folder", "joined", "lines", "packed", "pictures", "scenes", "tar", "tfds")
 METADATA = ("metadata", "captions", "labels", "annotations", "train")  # names of tables, in this order
 TABLES = (*lines.ENDINGS, *arrow.ENDINGS)
 _PART = re.compile(r"\[([\d.%]*:[\d.%]*|train|held_out)\]$")
