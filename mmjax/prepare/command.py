@@ -4,6 +4,7 @@ The job is cut into shards, each written whole or not at all; the same command g
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -66,11 +67,27 @@ def prepare(job: jobs.Job, source: Any, model: str, out: str, batch_size: int = 
   if (folder / stored.MANIFEST).exists():
     log.info("%s: is complete", folder)
     return json.loads((folder / stored.MANIFEST).read_text())
-  features = lambda batch, want: jax.device_get(interop.features(objective, params, batch, want))
+  features = _features(objective, params)
   prompts = _prompts(job, read, features) if job.classes else None
   stream = _stream(job, source, read)
   _write(job, stream, folder, features, prompts, batch_size, shard_records, devices)
   return _finish(job, source, read, folder, shard_records)
+
+
+def _features(objective, params):
+  """`jobs.Features` of a model: what it does not always give is asked for."""
+  always = {}
+
+  def features(batch, want):
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), dict(batch))
+    if not always:
+      always.update(jax.eval_shape(functools.partial(interop.features, objective, params), shapes))
+    more = tuple(name for name in want if name not in always)
+    try:
+      return jax.device_get(interop.features(objective, params, batch, more))
+    except ValueError as error:
+      raise ValueError(f"the model gives no {' and '.join(more)} ({error})" if more else str(error)) from error
+  return features
 
 
 def _digest(params):
