@@ -14,15 +14,16 @@ import importlib
 import inspect
 import logging
 import os
+import pkgutil
 import re
 import urllib.parse
 from typing import Any
 
 from mmjax.data import part as part_lib
-from mmjax.data import places
+from mmjax.data import places, sources
 from mmjax.data.sources import arrow, examples, folder, lines, pictures
 
-SOURCES = ("arrays", "arrow", "coco", "compositional", "examples", "folder", "joined", "lines", "packed", "pictures", "scenes", "tar", "tfds")
+SOURCES = tuple(info.name for info in pkgutil.iter_modules(sources.__path__))
 METADATA = ("metadata", "captions", "labels", "annotations", "train")  # names of tables, in this order
 TABLES = (*lines.ENDINGS, *arrow.ENDINGS)
 _PART = re.compile(r"\[([\d.%]*:[\d.%]*|train|held_out)\]$")

@@ -38,8 +38,9 @@ def make_stream(node: Node, path: str, example_data: bool = False
                 ) -> tuple[Stream | Mixture, Loading]:
   """A stream, or a mixture of streams, from its node, and how it is to be read.
 
-  {"source": {"name": a file in `mmjax/data/sources/`, ..., "part": see `mmjax.data.part.cut`}, "transforms": [{"name": a class in
-  `mmjax/data/transforms.py`, ...}], "shuffle": bool, "seed": int, "max_bad_fraction": float}, or
+  {"source": {"name": a file in `mmjax/data/sources/`, ..., "part": see `mmjax.data.part.cut`},
+  "transforms": [{"name": a class in `mmjax/data/transforms.py`, ...}], "shuffle": bool, "seed": int,
+  "max_bad_fraction": float}, or
   {"mixture": {name: the same, and the keys of `PartOfMixture`}, "temperature": see `shares_by_size`}.
 
   Args:

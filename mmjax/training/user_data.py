@@ -70,6 +70,7 @@ def _parse(text, path):
 def _with_source(node, source, path):
   """A stream's node with another source; of a mixture the first part says how records are read."""
   parts = node.pop("mixture", None)
+  node.pop("temperature", None)
   if parts:
     if len({repr(part.get("transforms")) for part in parts.values()}) > 1:
       _log.warning("%s.mixture: is replaced by one stream, read as %r is", path, next(iter(parts)))

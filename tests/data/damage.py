@@ -126,5 +126,6 @@ def unusual():
 
 def captions():
   """Texts that are rare, but no fault of the record."""
-  return ("a\x00b", "\x1b[31mred\x07", "e\u0301" * 40, "\u202eabc", "👩‍👩‍👧‍👦" * 30, "\ufeffx", "﷽" * 50, " \t\r\n x",
+  return ("a\x00b", "\x1b[31mred\x07", "e\u0301" * 40, "\u202eabc",
+          "👩‍👩‍👧‍👦" * 30, "\ufeffx", "﷽" * 50, " \t\r\n x",
           "word " * 5000, "&amp;&lt;b&gt;", "\U0010ffff", "日本語の字幕")

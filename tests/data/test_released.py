@@ -27,7 +27,8 @@ def karpathy(root, with_folders):
   for i, split in enumerate(("train", "restval", "val", "test", "test")):
     place = {"filepath": "val2014"} if with_folders else {}
     save(root / place.get("filepath", "") / f"{i}.jpg", formats.picture(i))
-    images.append({**place, "filename": f"{i}.jpg", "split": split, "imgid": i, "sentids": [5 * i + k for k in range(5)],
+    images.append({**place, "filename": f"{i}.jpg", "split": split, "imgid": i,
+                   "sentids": [5 * i + k for k in range(5)],
                    "sentences": [{"tokens": ["x"], "raw": f"{i}: caption {k}.", "imgid": i, "sentid": 5 * i + k}
                                  for k in range(5)]})
   return save(root / "dataset.json", {"images": images, "dataset": "x"})

@@ -167,7 +167,8 @@ def test_a_trained_model_scores_and_embeds_by_the_command_line(tmp_path, capsys)
   settings = {"data.train": path, "total_steps": "2", "batch_size": "8", "evals": "None"}
   train.train(config_lib.load("contrastive/siglip:smoke", settings), str(tmp_path / "run"))
   assert cli.main(["prepare", "score", path, "--model=run", "--out=scores", "--batch_size=16"]) == 0
-  assert cli.main(["prepare", "features", path, "--model=run", "--out=embeds", "--features=image/embed,text/embed"]) == 0
+  assert cli.main(["prepare", "features", path, "--model=run", "--out=embeds",
+                   "--features=image/embed,text/embed"]) == 0
   embeds, scores = stored.open_columns("embeds"), stored.open_columns("scores").column("score")
   image, text = (embeds.column(name).astype(np.float32) for name in ("image/embed", "text/embed"))
   np.testing.assert_allclose(scores, (image * text).sum(1), atol=2e-3)  # embeddings were kept in float16
