@@ -10,13 +10,16 @@ labels with as many FLOPs. All end with the recipe's own probes, on more records
 variant. A recipe that wants a teacher gets a CLIP that is trained first. Each run is a folder of the
 workdir; those that are finished are not repeated, so an interrupted command goes on where it was, and
 several commands may share a workdir if they differ in `--only`. The page shows what there is, and
-names what is missing.
+names what is missing. What runs came to is kept in docs/recipes.json, from which the page can be made
+without them; an entry counts as long as the recipe's config is the one that was run (--anew pays it no
+heed).
 """
 
 import argparse
 from collections.abc import Mapping
 import copy
 import dataclasses
+import hashlib
 import json
 import multiprocessing
 import os
@@ -26,6 +29,7 @@ import statistics
 from mmjax import config as config_lib
 
 PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "recipes.md"
+KEPT = PAGE.with_suffix(".json")
 SEEDS = 3
 KINDS = ("recipe", "untrained", "labels")
 STEPS = 1000  # five times those of most smoke variants
@@ -109,7 +113,7 @@ RECIPES = (
     Recipe("selfdistill/msn", "masked views assigned to prototypes, mean entropy", label="colour",
          settings={"total_steps": "300"}),
     Recipe("selfdistill/ijepa", "features of target blocks from a context", label="colour",
-         settings={"total_steps": "1500"}),
+         settings={"total_steps": "3000"}),
     Recipe("selfdistill/cjepa", "the same with variance and covariance terms", label="colour"),
     Recipe("selfdistill/vicreg", "variance, invariance, covariance of two views", label="colour"),
 )
@@ -304,21 +308,43 @@ def page(results: dict[str, dict[str, list[Result]]]) -> str:
   return "\n".join(parts)
 
 
-def found(workdir: pathlib.Path, seeds: int) -> dict[str, dict[str, list[Result]]]:
+def found(workdir: pathlib.Path, seeds: int, kept: Mapping | None = None) -> dict[str, dict[str, list[Result]]]:
   """{recipe: {kind: results}} of the seeds that are finished in all kinds."""
   results = {}
   for recipe in RECIPES:
     ours = results[recipe.name] = {kind: [] for kind in recipe.kinds()}
     for seed in range(seeds):
-      ends = {kind: end_of(workdir, recipe, kind, seed) for kind in recipe.kinds(seed)}
+      ends = {kind: end_of(workdir, recipe, kind, seed, kept) for kind in recipe.kinds(seed)}
       for kind, end in ends.items() if None not in ends.values() else ():
         ours[kind].append(end)
   return results
 
 
-def end_of(workdir: pathlib.Path, recipe: Recipe, kind: str, seed: int) -> Result | None:
-  """`result` of one of the page's runs."""
-  return result(recipe, folder(workdir, recipe, kind, seed), recipe.steps if kind == "recipe" else None)
+def end_of(workdir: pathlib.Path, recipe: Recipe, kind: str, seed: int, kept: Mapping | None = None
+           ) -> Result | None:
+  """`result` of one of the page's runs, else what is kept of it."""
+  done = result(recipe, folder(workdir, recipe, kind, seed), recipe.steps if kind == "recipe" else None)
+  entry = (kept or {}).get(recipe.name, {})
+  if done is None and entry.get("config") == config_digest(recipe) and f"{kind}-{seed}" in entry:
+    return Result(**entry[f"{kind}-{seed}"])
+  return done
+
+
+def config_digest(recipe: Recipe) -> str:
+  """Tells whether what is kept was run with the recipe as it is."""
+  return hashlib.sha256(json.dumps(smoke(recipe, 0), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def to_keep(workdir: pathlib.Path, kept: Mapping) -> dict:
+  """{recipe: {"config": digest, "recipe-0": the fields of `Result`, ...}} of all that is finished."""
+  entries = {}
+  for recipe in RECIPES:
+    ends = {f"{kind}-{seed}": end_of(workdir, recipe, kind, seed, kept)
+            for seed in range(SEEDS) for kind in recipe.kinds(seed)}
+    done = {name: dataclasses.asdict(end) for name, end in ends.items() if end is not None}
+    if done:
+      entries[recipe.name] = {"config": config_digest(recipe), **done}
+  return entries
 
 
 def folder(workdir: pathlib.Path, recipe: Recipe, kind: str, seed: int) -> pathlib.Path:
@@ -332,6 +358,8 @@ def main(argv=None):
   parser.add_argument("--seeds", type=int, default=SEEDS)
   parser.add_argument("--list", action="store_true", help="print the names of all recipes")
   parser.add_argument("--page", type=pathlib.Path, default=PAGE, help="the file that is written")
+  parser.add_argument("--kept", type=pathlib.Path, default=KEPT, help="the file that keeps what runs came to")
+  parser.add_argument("--anew", action="store_true", help="run also what is kept")
   args = parser.parse_args(argv)
   if args.list:
     return print("\n".join(recipe.name for recipe in RECIPES))
@@ -343,11 +371,16 @@ def main(argv=None):
   if unknown:
     parser.error(f"--only: no recipe {unknown[0]!r}; valid: {', '.join(names)}")
   os.environ.setdefault("GLIBC_TUNABLES", HUGE_PAGES)  # of the processes below
+  kept = json.loads(args.kept.read_text()) if args.kept.exists() and not args.anew else {}
+
+  def write():
+    args.kept.write_text(json.dumps(to_keep(args.workdir, kept), indent=1) + "\n")
+    args.page.write_text(page(found(args.workdir, args.seeds, kept)))
   for seed in range(args.seeds):
     for recipe in RECIPES:
       for kind in recipe.kinds(seed) if recipe.name in chosen else ():
         place = folder(args.workdir, recipe, kind, seed)
-        if end_of(args.workdir, recipe, kind, seed) is None:
+        if end_of(args.workdir, recipe, kind, seed, kept) is None:
           teacher = str(args.workdir / "teacher") if recipe.taught else ""
           if teacher:
             _in_a_process(train_teacher, teacher)
@@ -355,9 +388,8 @@ def main(argv=None):
           done = end_of(args.workdir, recipe, kind, seed)
           print(f"{recipe.name} {kind} seed {seed}: "
                 + (f"probe {done.probe:.3f}" if done else f"failed with status {status}"), flush=True)
-          args.page.write_text(page(found(args.workdir, args.seeds)))
-  args.page.write_text(page(found(args.workdir, args.seeds)))
-  return None
+          write()
+  write()
 
 
 def _in_a_process(fn, *args):

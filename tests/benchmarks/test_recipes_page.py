@@ -70,3 +70,15 @@ def test_bad_arguments_are_one_line(argv, line, capsys):
 
 def test_an_unfinished_run_is_no_result(tmp_path: pathlib.Path):
   assert recipes.result(RECIPES[0], tmp_path / "none") is None
+
+
+def test_what_runs_came_to_is_kept_as_long_as_the_recipe_is_the_same(tmp_path):
+  recipe = RECIPES[0]
+  ends = {f"{kind}-{seed}": {"probe": 0.4 + seed / 10, "other": 0.2, "loss": 0.5, "trivial": 1.0}
+          for seed in range(2) for kind in recipe.kinds(seed)}
+  kept = {recipe.name: {"config": recipes.config_digest(recipe), **ends}}
+  assert recipes.to_keep(tmp_path, kept) == kept
+  found = recipes.found(tmp_path, 3, kept)[recipe.name]
+  assert [end.probe for end in found["recipe"]] == [0.4, 0.5] and len(found["labels"]) == 1
+  assert recipes.to_keep(tmp_path, {recipe.name: {**kept[recipe.name], "config": "other"}}) == {}
+  assert recipes.config_digest(recipe) != recipes.config_digest(RECIPES[1])
