@@ -1,0 +1,136 @@
+"""A build on this machine: in parallel, and going on where it was, whatever ended it.
+
+  OUT/build.json              what is being built; another job may not go on here
+  OUT/scan/000012.npz         what was seen of a block of records (plan.Table), written whole or not at all
+  OUT/scan/000012.json        the errors of those that are broken
+  OUT/train.array_record-*    the shards, with .json lines of the manifest in OUT/shards/
+  OUT/broken.jsonl            {"record", "error"} of every record that cannot be read
+  OUT/manifest.json           counts and digests; there only when all is done
+
+The manifest's digest follows from source and settings alone: not from the number of processes, nor
+from how often the job was killed.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import numpy as np
+
+from mmjax.data.build import job_folder, plan, pool, scan, shards
+from mmjax.data.build.settings import Settings
+from mmjax.data.sources import examples
+
+BLOCK = 500  # records of a unit of scanning: what a kill can cost each process
+_log = logging.getLogger("mmjax")
+
+
+def build(source: Any, out: str, settings: Settings, processes: int | None = None) -> dict[str, Any]:
+  """Writes a source's records, filtered and without duplicates, to ArrayRecord files in `out`.
+
+  Args:
+    source: of `mmjax/data/sources/`.
+    processes: at a time; None for one a core, 0 for none but this one.
+
+  Returns:
+    The manifest.
+
+  Raises:
+    ValueError: `out` holds something else, or nothing is kept.
+  """
+  folder = pathlib.Path(out).expanduser()
+  processes = len(os.sched_getaffinity(0)) if processes is None else processes
+  if settings.languages:
+    scan.language("")  # so that what is missing is told now, not of each record
+  _begin(source, folder, settings)
+  if (folder / examples.MANIFEST).exists():
+    _log.info("%s: is complete", folder)
+    return json.loads((folder / examples.MANIFEST).read_text())
+  reason, kept = plan.keep(_scanned(source, folder, settings, processes), settings)
+  if not len(kept):
+    raise ValueError(f"none of the {len(source):,} records is kept: {_told(plan.counts(reason))}")
+  lines = _written(source, folder, settings, kept, processes)
+  return _finish(source, folder, settings, plan.counts(reason), lines)
+
+
+def _begin(source, folder, settings):
+  """Makes the folder, or checks that the same job was begun there."""
+  job = {"source": source.name, "records": len(source), "source_digest": source.digest,
+         "settings": dataclasses.asdict(settings)}
+  job_folder.begin(folder, "build.json", job, ("scan", "shards"))
+
+
+def _scanned(source, folder, settings, processes):
+  """What was seen of all records, of which blocks that are there are not looked at again."""
+  starts = range(0, len(source), BLOCK)
+  file = lambda start: folder / "scan" / f"{start // BLOCK:06}.npz"
+  left = [start for start in starts if not file(start).exists()]
+  progress = pool.Progress("scan", len(source), len(source) - sum(
+      min(BLOCK, len(source) - start) for start in left))
+  for count in pool.run(_scan_block, left, (source, folder, settings), processes):
+    progress.add(count)
+  progress.end()
+  def load(start):
+    with np.load(file(start)) as arrays:
+      return plan.Table(**arrays)
+  return plan.Table.joined([load(start) for start in starts])
+
+
+def _scan_block(source, folder, settings, start):
+  """Looks at a block; the number of its records."""
+  records = range(start, min(start + BLOCK, len(source)))
+  seen = [scan.scan(source, record, settings) for record in records]
+  name = folder / "scan" / f"{start // BLOCK:06}"
+  job_folder.save(name.with_suffix(".json"), [{"record": record, "error": one.error}
+                                    for record, one in zip(records, seen) if one.error])
+  temporary = name.with_name(f".{name.name}.{os.getpid()}.npz")
+  np.savez(temporary, **vars(plan.Table.of(seen)))
+  temporary.rename(name.with_suffix(".npz"))  # last: the block is done when this is there
+  return len(records)
+
+
+def _written(source, folder, settings, kept, processes):
+  """Lines of the manifest of all shards, of which those that are there are not written again."""
+  parts = np.array_split(kept, -(-len(kept) // settings.shard_records))
+  names = [f"train.array_record-{i:05}-of-{len(parts):05}" for i in range(len(parts))]
+  line = lambda name: folder / "shards" / f"{name}.json"
+  for stale in folder.glob(".train.array_record-*"):  # of a process that was killed
+    stale.unlink()
+  left = [(name, part) for name, part in zip(names, parts) if not line(name).exists()]
+  progress = pool.Progress("write", len(kept), len(kept) - sum(len(part) for _, part in left))
+  for count in pool.run(_write_shard, left, (source, folder, settings), processes):
+    progress.add(count)
+  progress.end()
+  return [json.loads(line(name).read_text()) for name in names]
+
+
+def _write_shard(source, folder, settings, task):
+  name, records = task
+  told = shards.write(source, records, folder / name, settings)
+  job_folder.save(folder / "shards" / f"{name}.json", told)
+  return len(records)
+
+
+def _finish(source, folder, settings, counts, lines):
+  """Writes broken.jsonl and the manifest; then what only the way there needed is deleted."""
+  broken = [one for file in sorted((folder / "scan").glob("*.json")) for one in json.loads(file.read_text())]
+  (folder / "broken.jsonl").write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in broken))
+  names = getattr(source, "class_names", lambda key: None)("label")
+  digest = hashlib.sha256(json.dumps([[line["sha256"] for line in lines], names]).encode()).hexdigest()
+  manifest = {"digest": digest, "source": source.name, "source_digest": source.digest,
+              "settings": dataclasses.asdict(settings), "counts": counts,
+              **({"classes": list(names)} if names else {}), "shards": lines}
+  job_folder.save(folder / examples.MANIFEST, manifest)
+  for part in ("scan", "shards"):
+    shutil.rmtree(folder / part, ignore_errors=True)
+  _log.info("%s: %s", folder, _told(counts))
+  return json.loads((folder / examples.MANIFEST).read_text())
+
+
+def _told(counts):
+  return ", ".join(f"{number:,} {name}" for name, number in counts.items() if number or name == "kept")

@@ -1,0 +1,42 @@
+"""The folder of a job that may be interrupted and go on: what it is, and files that are whole or not there."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+
+def begin(folder: pathlib.Path, name: str, job: dict[str, Any], parts: tuple[str, ...] = ()) -> None:
+  """Makes the folder with the job's description in the file `name`, or checks that the same was begun there.
+
+  Args:
+    parts: folders to make in it.
+
+  Raises:
+    ValueError: another job was begun there, or it holds something else.
+  """
+  job, file = json.loads(json.dumps(job)), folder / name
+  if file.exists():
+    before, now = _flat(json.loads(file.read_text())), _flat(job)
+    other = [f"{key} = {before.get(key)!r}, now {value!r}" for key, value in now.items() if before.get(key) != value]
+    if other:
+      raise ValueError(f"--out={folder}: was begun as another {file.stem} ({'; '.join(other)}); give a new folder, "
+                       "or the same settings to go on")
+    return
+  if folder.exists() and any(folder.iterdir()):
+    raise ValueError(f"--out={folder}: is not empty, and holds no {file.stem}; give a new folder")
+  for part in ("", *parts):
+    (folder / part).mkdir(parents=True, exist_ok=True)
+  save(file, job)
+
+
+def _flat(job):
+  """The job with its settings beside the rest."""
+  return {**{key: value for key, value in job.items() if key != "settings"}, **job.get("settings", {})}
+
+
+def save(file: pathlib.Path, value: Any) -> None:
+  """Writes JSON whole or not at all."""
+  temporary = file.with_name(f".{file.name}.{os.getpid()}")
+  temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+  temporary.rename(file)

@@ -1,0 +1,215 @@
+"""`mmjax data build`: what is kept, and that a build that was killed comes to the same end."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from mmjax.data import spec
+from mmjax.data.build import command, shards
+from mmjax.data.build.settings import Settings
+from tests.data import damage, formats
+
+
+class Records:
+  """Records in memory."""
+
+  name, digest = "records", "0"
+
+  def __init__(self, records):
+    self.records = records
+
+  def __len__(self):
+    return len(self.records)
+
+  def __getitem__(self, i):
+    if isinstance(self.records[i], Exception):
+      raise self.records[i]
+    return self.records[i]
+
+
+def built(records, tmp_path, **settings):
+  """(records of the result, manifest)."""
+  out = tmp_path / "out"
+  manifest = command.build(Records(records), str(out), Settings(**settings), processes=0)
+  source = spec.open_source(str(out))
+  assert source.digest == manifest["digest"]
+  return [source[i] for i in range(len(source))], manifest
+
+
+def smooth(seed, height=40, width=60):
+  small = np.random.default_rng(seed).integers(0, 255, (5, 6, 3)).astype(np.uint8)
+  return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encoded(image, form="JPEG", **settings):
+  return damage._saved(image, form, **settings)
+
+
+def test_all_is_kept_as_it_is_without_steps(tmp_path):
+  records = [{"id": f"r{i}", "image": formats.picture(i), "caption": [formats.caption(i)], "label": i,
+              "score": 0.5, "tags": ["a", "b"], "none": None, "more": {"x": [1, 2]}} for i in range(7)]
+  kept, manifest = built(records, tmp_path, shard_records=3)
+  assert [one["image"] for one in kept] == [one["image"] for one in records]
+  assert kept[2] == {"id": "r2", "image": formats.picture(2), "caption": [formats.caption(2)], "label": 2,
+                     "score": 0.5, "tags": [b"a", b"b"], "more": b'{"x": [1, 2]}'}
+  assert manifest["counts"]["kept"] == 7 and [one["records"] for one in manifest["shards"]] == [3, 2, 2]
+  assert sorted(os.listdir(tmp_path / "out")) == [
+      "broken.jsonl", "build.json", "manifest.json", *(f"train.array_record-0000{i}-of-00003" for i in range(3))]
+
+
+def test_steps_leave_out_what_they_say_and_count_it(tmp_path):
+  good = encoded(smooth(0))
+  records = [
+      {"image": good, "caption": ["a red cube"]},
+      {"image": good[:100], "caption": ["a red cube"]},
+      {"image": encoded(smooth(1, 20, 60)), "caption": ["too small a picture"]},
+      {"image": encoded(smooth(2, 40, 200)), "caption": ["too wide a picture"]},
+      {"image": encoded(smooth(3)), "caption": ["short"]},
+      {"image": encoded(smooth(4)), "caption": []},
+      {"image": encoded(smooth(5)), "caption": ["see www.shop.example for more", "a blue cone"]},
+      OSError("disc failure"),
+      {"image": good, "caption": ["the same file again"]}]
+  kept, manifest = built(records, tmp_path, min_side=30, max_aspect=4.0, min_words=2, exclude=(r"www\.",),
+                         dedup="exact")
+  assert [one["caption"] for one in kept] == [["a red cube"], ["a blue cone"]]
+  assert manifest["counts"] == {"kept": 2, "broken": 2, "smaller than min_side": 1, "beyond max_aspect": 1,
+                                "no caption that passes": 2, "no caption in the languages": 0, "duplicate": 1}
+  broken = [json.loads(line) for line in (tmp_path / "out" / "broken.jsonl").read_text().splitlines()]
+  assert [one["record"] for one in broken] == [1, 7] and broken[1]["error"] == "OSError: disc failure"
+
+
+def test_pictures_that_look_alike_are_kept_once(tmp_path):
+  records = [{"image": encoded(smooth(0))}, {"image": encoded(smooth(0), quality=40)},
+             {"image": encoded(smooth(1))}, {"image": encoded(smooth(0).resize((30, 20)), "PNG")}]
+  kept, manifest = built(records, tmp_path, dedup="perceptual")
+  assert [one["image"] for one in kept] == [records[0]["image"], records[2]["image"]]
+  assert manifest["counts"]["duplicate"] == 2
+
+
+def test_captions_in_other_languages_are_left_out(tmp_path):
+  pytest.importorskip("py3langid")
+  texts = ["a small dog runs over the green grass", "un petit chien court dans l'herbe verte",
+           "ein kleiner Hund rennt über das grüne Gras"]
+  kept, manifest = built([{"caption": [text]} for text in texts], tmp_path, languages=("en", "de"))
+  assert [one["caption"] for one in kept] == [[texts[0]], [texts[2]]]
+  assert manifest["counts"]["no caption in the languages"] == 1
+
+
+def test_captions_are_mixed_by_weight_from_those_that_a_record_has(tmp_path):
+  records = [{"alt": f"alt {i}", "synthetic": [f"synthetic {i}"] if i % 4 else None} for i in range(400)]
+  settings = dict(captions=("alt=1", "synthetic=3"), min_words=1)
+  kept, _ = built(records, tmp_path, **settings)
+  words = [one["caption"][0].split()[0] for one in kept]
+  assert set(words[::4]) == {"alt"} and not {"alt", "synthetic"} & set(kept[0])
+  share = np.mean([word == "synthetic" for i, word in enumerate(words) if i % 4])
+  assert abs(share - 0.75) < 0.08  # 3 standard deviations of 300 draws
+  again, _ = built(records, tmp_path / "again", **settings)
+  assert again == kept
+  other, _ = built(records, tmp_path / "other", **settings, seed=1)
+  assert other != kept
+
+
+def test_large_pictures_are_made_smaller_and_others_left(tmp_path):
+  records = [{"image": encoded(smooth(0, 100, 150))}, {"image": encoded(smooth(1, 40, 40), "PNG")}]
+  kept, _ = built(records, tmp_path, resize=50)
+  assert shards._decode(dict(kept[0]), None)["image"].shape == (50, 75, 3)
+  assert kept[1]["image"] == records[1]["image"]
+
+
+class Interrupted(Exception):
+  pass
+
+
+@pytest.mark.parametrize("where", ("_scan_block", "_write_shard"))
+def test_an_interrupted_build_goes_on_where_it_was_to_the_same_digest(where, tmp_path, monkeypatch):
+  monkeypatch.setattr(command, "BLOCK", 5)
+  records = Records([{"image": formats.picture(i % 20)} for i in range(24)])
+  settings = Settings(dedup="exact", shard_records=4)
+  whole = command.build(records, str(tmp_path / "whole"), settings, processes=0)
+  real, calls = getattr(command, where), []
+
+  def failing(*args):
+    calls.append(args[-1])
+    if len(calls) == 3:
+      raise Interrupted
+    return real(*args)
+  monkeypatch.setattr(command, where, failing)
+  with pytest.raises(Interrupted):
+    command.build(records, str(tmp_path / "out"), settings, processes=0)
+  assert not (tmp_path / "out" / "manifest.json").exists()
+  assert command.build(records, str(tmp_path / "out"), settings, processes=0) == whole
+  assert len(calls) == 6  # five blocks or shards, of which one was begun twice
+
+
+def test_another_job_in_the_same_folder_is_refused(tmp_path):
+  records = Records([{"image": formats.picture(0)}])
+  command.build(records, str(tmp_path / "out"), Settings(), processes=0)
+  with pytest.raises(ValueError, match=r"was begun as another build \(min_side = 0, now 8\); give a new folder"):
+    command.build(records, str(tmp_path / "out"), Settings(min_side=8), processes=0)
+  (tmp_path / "other").mkdir()
+  (tmp_path / "other" / "thesis.tex").write_text("")
+  with pytest.raises(ValueError, match="is not empty, and holds no build"):
+    command.build(records, str(tmp_path / "other"), Settings(), processes=0)
+  with pytest.raises(ValueError, match="none of the 1 records is kept: 0 kept, 1 smaller than min_side"):
+    command.build(records, str(tmp_path / "none"), Settings(min_side=800), processes=0)
+
+
+@pytest.mark.parametrize("settings, why", (
+    (dict(min_side=-1), "min_side = -1: expected 0 or more"), (dict(max_aspect=0.5), "max_aspect = 0.5: expected 1"),
+    (dict(min_words=5, max_words=3), "max_words = 3: is below min_words = 5"),
+    (dict(dedup="fuzzy"), "dedup = 'fuzzy': expected one of none, exact, perceptual"),
+    (dict(exclude=("(",)), r"exclude: '\(' is no regular expression"),
+    (dict(captions=("alt=x",)), "captions: the weight of 'alt' is no number: 'x'"),
+    (dict(captions=("alt=0",)), "captions: expected COLUMN=WEIGHT"), (dict(quality=0), "quality = 0: expected 1 to 100")))
+def test_settings_that_make_no_sense_are_refused(settings, why):
+  with pytest.raises(ValueError, match=why):
+    Settings(**settings)
+
+
+def test_languages_without_the_extra_are_refused_before_anything_is_written(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "py3langid", None)
+  with pytest.raises(ValueError, match=r"languages: needs the package py3langid .pip install 'mmjax\[build\]'"):
+    command.build(Records([{"caption": ["a"]}]), str(tmp_path / "out"), Settings(languages=("en",)))
+  assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_build_killed_five_times_has_the_digest_of_an_unbroken_one(tmp_path):
+  folder = formats.write_tars(tmp_path / "shards", count=4000, shards=3)
+  environment = {**os.environ, "MMJAX_DATA_DIR": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
+
+  def start(out, processes):
+    return subprocess.Popen(
+        [sys.executable, "-m", "mmjax", "data", "build", folder, f"--out={out}", "--dedup=perceptual",
+         "--shard_records=200", f"--processes={processes}"], env=environment, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+  whole = start(tmp_path / "whole", 1)
+  assert whole.communicate(timeout=300)[1] is not None and whole.returncode == 0
+  kills, draws = 0, random.Random(0)
+  while kills < 5:
+    job = start(tmp_path / "out", 2)
+    began = time.monotonic()
+    progress = lambda: len(list((tmp_path / "out").glob("*/*")))
+    before = progress()
+    while progress() == before and job.poll() is None and time.monotonic() - began < 120:
+      time.sleep(0.01)
+    time.sleep(draws.uniform(0, 0.05))
+    if job.poll() is not None:
+      break
+    os.kill(job.pid, signal.SIGKILL)  # its workers are to notice by themselves
+    job.communicate()
+    kills += 1
+    assert not (tmp_path / "out" / "manifest.json").exists()
+  assert kills == 5
+  job = start(tmp_path / "out", 2)
+  job.communicate(timeout=300)
+  one, other = (json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("whole", "out"))
+  assert job.returncode == 0 and one == other and one["counts"]["broken"] == 0
