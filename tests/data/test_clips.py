@@ -216,5 +216,5 @@ def test_frames_of_clips_are_saved_side_by_side(tmp_path, capsys):
   steps = (T.Decode("video"), T.Normalise("half", key="video"), T.Keep(("video",)))
   clips = stream.Stream(scenes.example(size=32, frames=FRAMES), steps)
   inspect.show(clips, rows=3, save=str(tmp_path / "clips.png"))
-  assert PIL.Image.open(tmp_path / "clips.png").size == (8 * 32, 2 * 32)  # 12 frames, 8 a line
+  assert PIL.Image.open(tmp_path / "clips.png").size == (8 * 34, 2 * 34)  # 12 frames, 8 a line, a margin around each
   assert "video        float32 [4, 32, 32, 3]" in capsys.readouterr().out

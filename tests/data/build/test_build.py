@@ -15,6 +15,7 @@ import pytest
 from mmjax.data import spec
 from mmjax.data.build import command, shards
 from mmjax.data.build.settings import Settings
+from tests.conftest import needs
 from tests.data import damage, formats
 
 
@@ -95,7 +96,7 @@ def test_pictures_that_look_alike_are_kept_once(tmp_path):
 
 
 def test_captions_in_other_languages_are_left_out(tmp_path):
-  pytest.importorskip("py3langid")
+  needs("py3langid")
   texts = ["a small dog runs over the green grass", "un petit chien court dans l'herbe verte",
            "ein kleiner Hund rennt über das grüne Gras"]
   kept, manifest = built([{"caption": [text]} for text in texts], tmp_path, languages=("en", "de"))
