@@ -10,7 +10,7 @@ from mmjax import config as config_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = ("README.md", "CHANGELOG.md", "configs/README.md", "docs/architecture.md",
-         "docs/your_own_objective.md", "docs/pods.md", "docs/data.md")
+         "docs/your_own_objective.md", "docs/pods.md", "docs/data.md", "docs/recipes.md")
 
 
 def text(page):
