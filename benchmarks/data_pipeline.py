@@ -84,6 +84,16 @@ def mmjax_linear(folder, workers):
   return mmjax(folder, workers, "linear")
 
 
+def augmented(image, rng):
+  """A random part of a Pillow image at the size asked for, mirrored half of the time, normalised."""
+  side = round(SIDE * rng.uniform(0.6, 1.0) ** 0.5)
+  left, top = rng.integers(SIDE - side + 1, size=2)
+  image = image.crop((left, top, left + side, top + side)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+  if rng.random() < 0.5:
+    image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+  return (np.asarray(image, np.float32) / 255 - MEAN) / STD
+
+
 @contextlib.contextmanager
 def grain_pil(folder, workers):
   """Grain with Pillow, as one would write it first."""
@@ -92,12 +102,7 @@ def grain_pil(folder, workers):
 
   def load(record, rng):
     image = Image.open(io.BytesIO(record["image"])).convert("RGB")
-    side = round(SIDE * rng.uniform(0.6, 1.0) ** 0.5)
-    left, top = rng.integers(SIDE - side + 1, size=2)
-    image = image.crop((left, top, left + side, top + side)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-    if rng.random() < 0.5:
-      image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return (np.asarray(image, np.float32) / 255 - MEAN) / STD
+    return augmented(image, rng)
   data = grain.MapDataset.source(records).shuffle(0).repeat().seed(0).random_map(load).batch(BATCH)
   yield iter(data.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)))
 
@@ -126,16 +131,9 @@ def webdataset(folder, workers):
   import torch
   import webdataset as wds
   rng = np.random.default_rng(0)
-
-  def load(image):
-    side = round(SIDE * rng.uniform(0.6, 1.0) ** 0.5)
-    left, top = rng.integers(SIDE - side + 1, size=2)
-    image = image.crop((left, top, left + side, top + side)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-    if rng.random() < 0.5:
-      image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return (np.asarray(image, np.float32) / 255 - MEAN) / STD
   data = wds.WebDataset(str(folder / "a.tar"), shardshuffle=False, nodesplitter=None, workersplitter=None)
-  data = data.repeat().shuffle(1000).decode("pil").to_tuple("jpg").map_tuple(load).batched(BATCH)
+  data = data.repeat().shuffle(1000).decode("pil").to_tuple("jpg")
+  data = data.map_tuple(lambda image: augmented(image, rng)).batched(BATCH)
   yield (batch[0] for batch in torch.utils.data.DataLoader(data, batch_size=None, num_workers=workers))
 
 

@@ -45,6 +45,7 @@ def grid(images: list[np.ndarray]) -> np.ndarray:
 
 
 def save_png(images: list[np.ndarray], path: str) -> None:
+  """Writes `grid` of the pictures."""
   Image.fromarray(grid(images)).save(path, format="PNG")
 
 

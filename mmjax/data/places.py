@@ -13,6 +13,7 @@ _MAGIC = re.compile(r"[*?\[]")
 
 
 def is_remote(path: str) -> bool:
+  """Whether it is a URL."""
   return "://" in path
 
 
@@ -40,6 +41,7 @@ def expand(path: str) -> list[str]:
 
 
 def is_folder(path: str) -> bool:
+  """Whether a folder lies there; behind a URL a prefix of names counts as one."""
   if not is_remote(path):
     return os.path.isdir(path)
   files, inner = fsspec.core.url_to_fs(path)
@@ -57,14 +59,17 @@ def names_in(path: str) -> list[str]:
 
 
 def join(folder: str, name: str) -> str:
+  """The path of a name in a folder."""
   return f"{folder.rstrip('/')}/{name}" if is_remote(folder) else os.path.join(folder, name)
 
 
 def folder_of(path: str) -> str:
+  """The folder in which a file lies, absolute on this machine."""
   return path.rpartition("/")[0] if is_remote(path) else os.path.dirname(os.path.abspath(path))
 
 
 def name_of(path: str) -> str:
+  """The last part of a path."""
   return path.rstrip("/").rpartition("/")[2]
 
 

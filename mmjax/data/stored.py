@@ -65,6 +65,7 @@ class Stored:
 
 
 def path_of(folder: Any, name: str, shard: int) -> pathlib.Path:
+  """The file of a column's shard."""
   return pathlib.Path(folder, f"{name.replace('/', '.')}-{shard:05}.npy")
 
 

@@ -149,3 +149,20 @@ def write_examples(root, count=COUNT):
     writer.write(examples.encode({"image": picture(i), "caption": [caption(i)], "label": label(i)}))
   writer.close()
   return str(root)
+
+
+class Records:
+  """A source of records in memory; one that is an exception is raised."""
+
+  name, digest = "records", "0"
+
+  def __init__(self, records):
+    self.records = records
+
+  def __len__(self):
+    return len(self.records)
+
+  def __getitem__(self, i):
+    if isinstance(self.records[i], Exception):
+      raise self.records[i]
+    return self.records[i]

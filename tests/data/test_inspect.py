@@ -18,24 +18,9 @@ def _cache(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
 
 
-class Records:
-  name, digest = "records", "0"
-
-  def __init__(self, records):
-    self.records = records
-
-  def __len__(self):
-    return len(self.records)
-
-  def __getitem__(self, i):
-    if isinstance(self.records[i], Exception):
-      raise self.records[i]
-    return self.records[i]
-
-
 def test_what_is_counted():
   unusual = damage.unusual()
-  found = survey.survey(Records([
+  found = survey.survey(formats.Records([
       {"id": "a", "image": formats.picture(0), "caption": ["a red cube", "it"], "label": 1},
       {"id": "b", "image": unusual["animated.gif"], "caption": ["a\x00b"], "label": 1},
       {"id": "a", "image": unusual["cmyk.jpg"], "caption": [" "], "score": 0.5},

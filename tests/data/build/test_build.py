@@ -19,27 +19,10 @@ from tests.conftest import needs
 from tests.data import damage, formats
 
 
-class Records:
-  """Records in memory."""
-
-  name, digest = "records", "0"
-
-  def __init__(self, records):
-    self.records = records
-
-  def __len__(self):
-    return len(self.records)
-
-  def __getitem__(self, i):
-    if isinstance(self.records[i], Exception):
-      raise self.records[i]
-    return self.records[i]
-
-
 def built(records, tmp_path, **settings):
   """(records of the result, manifest)."""
   out = tmp_path / "out"
-  manifest = command.build(Records(records), str(out), Settings(**settings), processes=0)
+  manifest = command.build(formats.Records(records), str(out), Settings(**settings), processes=0)
   source = spec.open_source(str(out))
   assert source.digest == manifest["digest"]
   return [source[i] for i in range(len(source))], manifest
@@ -132,7 +115,7 @@ class Interrupted(Exception):
 @pytest.mark.parametrize("where", ("_scan_block", "_write_shard"))
 def test_an_interrupted_build_goes_on_where_it_was_to_the_same_digest(where, tmp_path, monkeypatch):
   monkeypatch.setattr(command, "BLOCK", 5)
-  records = Records([{"image": formats.picture(i % 20)} for i in range(24)])
+  records = formats.Records([{"image": formats.picture(i % 20)} for i in range(24)])
   settings = Settings(dedup="exact", shard_records=4)
   whole = command.build(records, str(tmp_path / "whole"), settings, processes=0)
   real, calls = getattr(command, where), []
@@ -151,7 +134,7 @@ def test_an_interrupted_build_goes_on_where_it_was_to_the_same_digest(where, tmp
 
 
 def test_another_job_in_the_same_folder_is_refused(tmp_path):
-  records = Records([{"image": formats.picture(0)}])
+  records = formats.Records([{"image": formats.picture(0)}])
   command.build(records, str(tmp_path / "out"), Settings(), processes=0)
   with pytest.raises(ValueError, match=r"was begun as another build \(min_side = 0, now 8\); give a new folder"):
     command.build(records, str(tmp_path / "out"), Settings(min_side=8), processes=0)
@@ -178,7 +161,7 @@ def test_settings_that_make_no_sense_are_refused(settings, why):
 def test_languages_without_the_extra_are_refused_before_anything_is_written(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "py3langid", None)
   with pytest.raises(ValueError, match=r"languages: needs the package py3langid .pip install 'mmjax\[build\]'"):
-    command.build(Records([{"caption": ["a"]}]), str(tmp_path / "out"), Settings(languages=("en",)))
+    command.build(formats.Records([{"caption": ["a"]}]), str(tmp_path / "out"), Settings(languages=("en",)))
   assert not (tmp_path / "out").exists()
 
 
