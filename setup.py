@@ -21,8 +21,8 @@ setuptools.setup(
     package_data={"mmjax.data.scenes": ["*.json"]},
     entry_points={"console_scripts": ["mmjax = mmjax.cli:main"]},
     install_requires=[
-        "absl-py", "array_record", "braceexpand", "clu", "etils[epath]", "flax", "fsspec", "grain", "jax", "ml_collections",
-        "ml_dtypes", "numpy", "opencv-python-headless", "optax", "orbax-checkpoint", "pillow", "pyarrow", "rich",
+        "absl-py", "array_record", "braceexpand", "clu", "cykooz.resizer", "etils[epath]", "flax", "fsspec", "grain",
+        "jax", "ml_collections", "ml_dtypes", "numpy", "opencv-python-headless", "optax", "orbax-checkpoint", "pillow", "pyarrow", "rich",
         "safetensors", "scipy", "sentencepiece", "simplejpeg", "tensorboardX", "tensorflow-datasets",
         "tokenizers",
     ],

@@ -7,6 +7,7 @@ Generator of this transform and this row alone. Sizes are one int (a square) or 
 """
 
 import dataclasses
+import functools
 import io
 import math
 
@@ -17,21 +18,7 @@ import simplejpeg
 
 from mmjax.data import geometry
 from mmjax.data import records
-
-cv2.setNumThreads(0)  # the loader has threads of its own
-
-# Pillow widens the filter's support by the reduction factor, i.e. every one of these but "nearest"
-# antialiases. "linear" is OpenCV's, of the four nearest pixels: six times as fast, for pictures that are
-# hardly made smaller.
-FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "area": Image.Resampling.BOX,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-    "hamming": Image.Resampling.HAMMING,
-    "linear": None,
-}
+from mmjax.data import resampling
 
 MOST_PIXELS = 178_956_970  # beyond twice `Image.MAX_IMAGE_PIXELS` Pillow refuses, beyond once it warns
 _JPEG = b"\xff\xd8"
@@ -46,32 +33,9 @@ PRESETS = {
 }
 
 
-def resize(image, size, filter_name):
-  """Resize of an array [H, W, C] of any numeric dtype to (height, width), antialiased but for "nearest" and
-  "linear"."""
-  height, width = size
-  if image.shape[:2] == (height, width):
-    return image
-  if filter_name == "linear":
-    numbers = image if image.dtype in (np.uint8, np.uint16, np.float32) else image.astype(np.float32)
-    resized = cv2.resize(numbers, (width, height), interpolation=cv2.INTER_LINEAR)
-    return resized.reshape(height, width, -1).astype(image.dtype)
-  method = FILTERS[filter_name]
-  if image.dtype == np.uint8 and image.shape[2] in (1, 3):
-    opened = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-    return np.asarray(opened.resize((width, height), method)).reshape(height, width, -1)
-  channels = [np.asarray(Image.fromarray(np.ascontiguousarray(image[..., c], np.float32))
-                         .resize((width, height), method)) for c in range(image.shape[2])]
-  resized = np.stack(channels, axis=-1)
-  if image.dtype.kind in "iu":
-    limits = np.iinfo(image.dtype)
-    resized = np.clip(np.rint(resized), limits.min, limits.max)
-  return resized.astype(image.dtype)
-
-
 def _resampling(filter_name):
   """The `resample` of `geometry.move` for images."""
-  return lambda image, size: resize(image, size, filter_name)
+  return lambda image, size: resampling.resize(image, size, filter_name)
 
 
 def _resized(record, key, size, filter_name):
@@ -94,9 +58,9 @@ def require_size(transform, field="size"):
 
 
 def require_filter(transform):
-  """Raises ValueError unless the transform's `filter` is one of FILTERS."""
-  records.require(transform, "filter", transform.filter in FILTERS,
-                  f"expected one of {', '.join(FILTERS)}")
+  """Raises ValueError unless the transform's `filter` is one of `resampling.FILTERS`."""
+  records.require(transform, "filter", transform.filter in resampling.FILTERS,
+                  f"expected one of {', '.join(resampling.FILTERS)}")
 
 
 def require_range(transform, field):
@@ -209,7 +173,7 @@ def _as_pillow(array):
 
 def _upright(image, data):
   """The pixels of a JPEG, turned and mirrored as its EXIF orientation says."""
-  if b"Exif\0\0" not in data[:65536]:
+  if data.find(b"Exif\0\0", 0, 65536) < 0:
     return image
   try:
     with Image.open(io.BytesIO(data)) as opened:
@@ -338,8 +302,8 @@ class RandomResizedCrop:
     top, left, height, width = self.box(*geometry.size(record, self.key), rng)
 
     def crop(image, resample, fill):
-      part = np.ascontiguousarray(image[top:top + height, left:left + width])
-      return part if self.size is None else resample(part, height_width(self.size))
+      part = image[top:top + height, left:left + width]
+      return np.ascontiguousarray(part) if self.size is None else resample(part, height_width(self.size))
     return geometry.move(record, self.key, crop, _resampling(self.filter))
 
 
@@ -442,19 +406,42 @@ class Normalise:
       good = self.std is not None and len(self.std) == len(self.mean) and min(self.std) > 0
       records.require(self, "std", good, "expected one positive number for each of mean")
 
-  def __call__(self, record, rng):
-    keys = (self.key,) if isinstance(self.key, str) else self.key
-    return {**record, **{key: self._normalised(records.pixels(record, key)) for key in keys}}
+  @property
+  def keys(self):
+    return (self.key,) if isinstance(self.key, str) else tuple(self.key)
 
-  def _normalised(self, image):
+  def __call__(self, record, rng):
+    return {**record, **{key: self._normalised(records.pixels(record, key)) for key in self.keys}}
+
+  def into(self, record, places):
+    """The same, each key's array in `places` where it has one of that shape. A key that the record has not
+    kept is left out."""
+    return {**record, **{key: self._normalised(records.pixels(record, key), places.get(key))
+                         for key in self.keys if key in record}}
+
+  def _normalised(self, image, place=None):
     mean, std = PRESETS[self.preset] if self.preset else (self.mean, self.std)
     if image.shape[-1] != len(mean):
       raise ValueError(f"{len(mean)} means for an image of {image.shape[-1]} channels")
-    top = np.iinfo(image.dtype).max if image.dtype.kind in "iu" else 1
-    scale = (1 / (top * np.array(std))).astype(np.float32)
-    shift = (-np.array(mean) / np.array(std)).astype(np.float32)
     if image.dtype == np.uint8 and image.shape[-1] == 3:
-      # The same numbers from a table of all 256 levels, seven times as fast.
-      levels = np.arange(256, dtype=np.float32)[:, None, None] * scale + shift
-      return cv2.LUT(image.reshape(-1, image.shape[-2], 3), levels).reshape(image.shape)
+      fits = place is not None and (place.shape, place.dtype) == (image.shape, np.float32)
+      place = place if fits else np.empty(image.shape, np.float32)
+      flat = (-1, image.shape[-2], 3)
+      cv2.LUT(image.reshape(flat), _levels(tuple(mean), tuple(std)), dst=place.reshape(flat))
+      return place
+    top = np.iinfo(image.dtype).max if image.dtype.kind in "iu" else 1
+    scale, shift = _scale_and_shift(mean, std, top)
     return image.astype(np.float32) * scale + shift
+
+
+def _scale_and_shift(mean, std, top):
+  """float32 [C] each, such that x * scale + shift is (x / top - mean) / std."""
+  return (1 / (top * np.array(std))).astype(np.float32), (-np.array(mean) / np.array(std)).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=64)
+def _levels(mean, std):
+  """What each of 256 levels becomes in each of three channels, float32 [256, 1, 3]: the same numbers by a
+  table, seven times as fast."""
+  scale, shift = _scale_and_shift(mean, std, 255)
+  return np.arange(256, dtype=np.float32)[:, None, None] * scale + shift

@@ -11,8 +11,8 @@ spawns, the caller's main module must be importable (`if __name__ == "__main__":
 """
 
 import contextlib
+import functools
 import logging
-import math
 import queue
 import threading
 import weakref
@@ -22,12 +22,12 @@ import grain
 import jax
 import numpy as np
 
+from mmjax.data import batch_memory
 from mmjax.data import stream as stream_lib
 from mmjax.data.batch_sizes import BatchSizes
 
 _log = logging.getLogger(__name__)
 _MAX_STEPS = 2**40       # Grain wants a length; no run is this long
-_ALIGNED = 64            # bytes; what XLA:CPU wants of memory that it is to use as it is
 _FRACTION_FROM_ROWS = 100  # a share of bad records means little among fewer rows
 
 
@@ -64,7 +64,7 @@ def assemble(local, sharding, batch_size, positions):
   return {key: one(array) for key, array in local.items()}
 
 
-def train_batches(stream, batch_size, sharding, *, start_step=0, workers=0, read_threads=4,
+def train_batches(stream, batch_size, sharding, *, start_step=0, workers=0, read_threads=None,
                   prefetch=2):
   """Batches from `start_step` on, without end.
 
@@ -73,14 +73,15 @@ def train_batches(stream, batch_size, sharding, *, start_step=0, workers=0, read
     batch_size: records in the global batch, an int or BatchSizes.
     sharding: of the batch axis, e.g. NamedSharding(mesh, P(("data", "fsdp"))).
     start_step: the first step; a resumed run passes its state's step.
-    workers: Grain worker processes; 0 reads in this process.
-    read_threads: threads that read and transform, in each worker; 0 does it in line.
+    workers: Grain worker processes; 0 reads in this process. One for each core is faster than threads,
+      which wait for each other's Python (benchmarks/data_pipeline.py).
+    read_threads: threads that read and transform, in each worker; 0 does it in line. None is 4, or 1 with
+      workers.
     prefetch: batches kept ready on the devices.
 
   Returns:
-    Batches: an iterator of (step, batch). A batch holds the stream's keys, `row` uint32 [B, 2]
-      (high
-    and low word of the global row) and `valid` bool [B]. Close it, or use it in a `with`.
+    Batches: an iterator of (step, batch). A batch holds the stream's keys, `row` uint32 [B, 2] (high
+      and low word of the global row) and `valid` bool [B]. Close it, or use it in a `with`.
 
   Raises:
     DataError: no record can be read; or, while iterating, too many are bad.
@@ -90,7 +91,7 @@ def train_batches(stream, batch_size, sharding, *, start_step=0, workers=0, read
                   workers, read_threads, prefetch)
 
 
-def eval_batches(stream, batch_size, sharding, *, rows=None, workers=0, read_threads=4, prefetch=2):
+def eval_batches(stream, batch_size, sharding, *, rows=None, workers=0, read_threads=None, prefetch=2):
   """Every record of a stream once, in its order; arguments and result as in train_batches.
 
   The last batch is filled up with `valid` = False. Every process gets the same number of batches.
@@ -111,6 +112,8 @@ def eval_batches(stream, batch_size, sharding, *, rows=None, workers=0, read_thr
 
 
 def _batches(stream, sizes, sharding, steps, end, workers, read_threads, prefetch):
+  if read_threads is None:
+    read_threads = 1 if workers else 4
   for name, value, least in (("start_step", steps.start, 0), ("workers", workers, 0),
                              ("read_threads", read_threads, 0), ("prefetch", prefetch, 1)):
     if value < least:
@@ -121,20 +124,21 @@ def _batches(stream, sizes, sharding, steps, end, workers, read_threads, prefetc
 
   def on_device():
     for piece, positions in pieces:  # Grain reads batches of one size; a new size is a new reader
-      records = _LocalRecords(stream, sizes, positions, piece, end)
-      with contextlib.closing(_read(records, len(positions), workers, read_threads)) as batches:
-        for step, local in zip(piece, batches):
-          bad.count(local.pop("error"))
-          yield step, assemble(local, sharding, sizes.at(step), positions)
+      memory = batch_memory.Segments() if workers and batch_memory.CAN_SHARE else batch_memory.Pool()
+      source = _LocalBatches(stream, sizes, positions, piece, end, memory)
+      with contextlib.closing(_read(source, workers, read_threads)) as batches:
+        for step, (handed, errors) in zip(piece, batches):
+          bad.count(errors)
+          yield step, assemble(memory.open(handed), sharding, sizes.at(step), positions)
 
   batches = on_device()
   return Batches(batches, batches.close, prefetch)
 
 
-def _read(records, batch_size, workers, read_threads):
-  """Grain's iterator over `records` in batches of `batch_size`; it has `close()`."""
+def _read(source, workers, read_threads):
+  """Grain's iterator over the source's batches; it has `close()`."""
   options = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=read_threads)
-  batches = grain.MapDataset.source(records).batch(batch_size, batch_fn=_stack).to_iter_dataset(options)
+  batches = grain.MapDataset.source(source).to_iter_dataset(options)
   if workers:
     if not flags.FLAGS.is_parsed():  # Grain reads absl flags, which only absl's own main parses
       flags.FLAGS.mark_as_parsed()
@@ -142,43 +146,41 @@ def _read(records, batch_size, workers, read_threads):
   return iter(batches)
 
 
-def _stack(records):
-  """{key: array [n, ...]} of n records, laid out so that JAX can take them as they are.
+class _LocalBatches:
+  """Grain's random-access source: this process's rows of one step after the other.
 
-  A CPU device uses memory that begins at a multiple of 64 bytes without a copy; others are sent from it.
+  A record is written to its place in the batch as soon as it is made, while it is in the CPU's cache.
   """
-  batch = {}
-  for key in records[0]:
-    values = [record[key] for record in records]
-    if values[0].dtype.kind == "U":  # errors, of several lengths
-      batch[key] = np.stack(values)
-      continue
-    shape, dtype = (len(values), *values[0].shape), values[0].dtype
-    memory = np.empty(math.prod(shape) * dtype.itemsize + _ALIGNED, np.uint8)
-    begin = -memory.ctypes.data % _ALIGNED
-    batch[key] = memory[begin:begin + memory.size - _ALIGNED].view(dtype).reshape(shape)
-    np.stack(values, out=batch[key])
-  return batch
 
-
-class _LocalRecords:
-  """Grain's random-access source: this process's records, step after step."""
-
-  def __init__(self, stream, sizes, positions, steps, end):
+  def __init__(self, stream, sizes, positions, steps, end, memory):
     self._stream, self._sizes, self._positions = stream, sizes, positions
-    self._steps, self._end = steps, end
+    self._steps, self._end, self._memory = steps, end, memory
 
   def __len__(self):
-    return len(self._steps) * len(self._positions)
+    return len(self._steps)
 
   def __getitem__(self, i):
-    step, position = divmod(int(i), len(self._positions))
-    row = self._sizes.first_row(self._steps[step]) + int(self._positions[position])
-    if self._end is not None and row >= self._end:
-      record = stream_lib.blank(self._stream.spec)
-    else:
-      record = self._stream.record(row)
-    return dict(record, row=np.array([row >> 32, row & 0xFFFFFFFF], np.uint32))
+    """(the batch as `memory` hands it on, the errors of its rows: a list of str)."""
+    first = self._sizes.first_row(self._steps[int(i)])
+    rows = [first + int(position) for position in self._positions]
+    batch, handed = self._memory.take(self._layout)
+    batch["row"][:] = [(row >> 32, row & 0xFFFFFFFF) for row in rows]
+    keys = batch.keys() - {"row"}
+    errors = [self._write(row, {key: batch[key][i, ...] for key in keys}) for i, row in enumerate(rows)]
+    return handed, errors
+
+  @functools.cached_property
+  def _layout(self):
+    specs = {**self._stream.spec, "valid": ((), np.dtype(bool)), "row": ((2,), np.dtype(np.uint32))}
+    return batch_memory.Layout.of({key: ((len(self._positions), *shape), dtype)
+                                   for key, (shape, dtype) in specs.items()})
+
+  def _write(self, row, places):
+    if self._end is None or row < self._end:
+      return self._stream.write(row, places)
+    for place in places.values():  # padding
+      place[...] = 0
+    return ""
 
 
 class _BadRecords:
@@ -189,9 +191,9 @@ class _BadRecords:
     self._rows = self._bad = 0
 
   def count(self, errors):
-    """Adds a batch's errors, [n] strings, empty where the record is good or mere padding."""
+    """Adds a batch's errors, a str a row, empty where the record is good or mere padding."""
     self._rows += len(errors)
-    messages = [str(error) for error in errors if error]
+    messages = [error for error in errors if error]
     if not messages:
       return
     self._bad += len(messages)

@@ -244,6 +244,11 @@ class Mixture:
     j, own_row = self.place(row)
     return self.streams[j].record(own_row)
 
+  def write(self, row, places):
+    """Writes the record at a global row into a batch, as Stream.write."""
+    j, own_row = self.place(row)
+    return self.streams[j].write(own_row, places)
+
   def shares(self, rows):
     """What is read in the first `rows` rows: a Share a component."""
     taken = dict.fromkeys(range(len(self.streams)), 0)

@@ -7,6 +7,7 @@ written here and not taken from a library so that no upgrade can change the orde
 experiment.
 """
 
+import functools
 import math
 
 _WORD = 2**64 - 1
@@ -15,13 +16,21 @@ _ROUNDS = 6  # 4 suffice for a pseudorandom permutation with ideal rounds (Luby 
 
 def mix(*words):
   """Hashes integers to one 64-bit word: splitmix64 (Steele et al. 2014, fig. 16), chained."""
-  x = 0
-  for word in words:
-    x = (x + word + 0x9E3779B97F4A7C15) & _WORD
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _WORD
-    x ^= x >> 31
-  return x
+  return functools.reduce(_mixed, words, 0)
+
+
+def _mixed(x, word):
+  """The hash of what has the hash `x` and one word more."""
+  x = (x + word + 0x9E3779B97F4A7C15) & _WORD
+  x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+  x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _WORD
+  return x ^ (x >> 31)
+
+
+@functools.lru_cache(maxsize=1024)
+def _rounds(key):
+  """Hashes of (key, number) for pairs of rounds of the network, which are the same for a whole epoch."""
+  return tuple((mix(key, number), mix(key, number + 1)) for number in range(0, _ROUNDS, 2))
 
 
 def permute(index, length, key):
@@ -29,11 +38,12 @@ def permute(index, length, key):
   # The domain, rows x columns, is barely larger than `length`, so that cycle walking is short.
   rows = math.isqrt(length - 1) + 1
   columns = -(-length // rows)
+  rounds = _rounds(key)
   while True:
     left, right = divmod(index, columns)
-    for number in range(0, _ROUNDS, 2):
-      left = (left + mix(key, number, right)) % rows
-      right = (right + mix(key, number + 1, left)) % columns
+    for even, odd in rounds:
+      left = (left + _mixed(even, right)) % rows
+      right = (right + _mixed(odd, left)) % columns
     index = left * columns + right
     if index < length:
       return index

@@ -9,6 +9,7 @@ import numpy as np
 from mmjax.data import geometry
 from mmjax.data import image_transforms
 from mmjax.data import records
+from mmjax.data import resampling
 
 
 def fit_size(height: int, width: int, patch: tuple, max_patches: int) -> tuple[int, int]:
@@ -73,7 +74,7 @@ class Patchify:
     patch = image_transforms.height_width(self.patch)
     if self.resize:
       size = fit_size(*image.shape[:2], patch, self.max_patches)
-      image = image_transforms.resize(image, size, self.filter)
+      image = resampling.resize(image, size, self.filter)
     grid = (image.shape[0] // patch[0], image.shape[1] // patch[1])
     count = grid[0] * grid[1]
     if image.shape[:2] != (grid[0] * patch[0], grid[1] * patch[1]) or count > self.max_patches:

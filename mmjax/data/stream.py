@@ -9,6 +9,7 @@ import functools
 import typing
 
 import numpy as np
+from numpy.random import bit_generator
 
 from mmjax.data import order
 
@@ -35,7 +36,7 @@ class Stream:
   Attributes:
     source: has `__len__`, `__getitem__(i) -> dict`, `digest: str`, and if it likes `name: str`.
     transforms: callables (record, rng) -> record, applied from left to right; the last must leave
-      numbers only.
+      numbers only. See `late` for what else they may say of themselves.
     shuffle: permute every epoch anew; False keeps the stored order.
     seed: chooses the permutations and the transforms' draws.
     max_bad_fraction: share of bad records, of those read so far (counted from the 100th row),
@@ -89,34 +90,73 @@ class Stream:
       decoded, a transform raises, a shape differs from the spec) has zero content and valid =
       False.
     """
+    return self._record(row, {})
+
+  def write(self, row, places):
+    """Writes the record at a global row into a batch.
+
+    Args:
+      places: {key: array}, views into the batch of the spec's shapes and dtypes, and `valid` bool [].
+
+    Returns:
+      The record's error, "" unless it is bad.
+    """
+    record = self._record(row, places)
+    for key, place in places.items():
+      if record[key] is not place:
+        place[...] = record[key]
+    return record["error"].item()
+
+  def _record(self, row, places):
     try:
-      record = self._read(row)
+      record = self._read(row, places)
       self._check(record, row)
     except DataError as error:
       return blank(self.spec, error=str(error)[:_ERROR_LENGTH])
     return dict(record, valid=np.array(True), error=np.array(""))
 
-  def _read(self, row):
+  @functools.cached_property
+  def late(self):
+    """Numbers of the transforms that come last when a batch is written, so that what they make goes to its
+    place at once: a picture of floats is four times that of bytes, and new memory for it takes as long
+    as making it.
+
+    They have `into(record, places)` -> record, which draws nothing and puts what it makes of each of its
+    `keys` there where it fits; all transforms behind them have `leaves(key)` and say that they neither
+    read nor change these keys.
+    """
+    return tuple(i for i, transform in enumerate(self.transforms) if hasattr(transform, "into") and all(
+        hasattr(later, "leaves") and all(map(later.leaves, transform.keys)) for later in self.transforms[i + 1:]))
+
+  def _read(self, row, places=None):
     """Reads and transforms; whatever goes wrong becomes a DataError that names the record and the
     stage."""
+    late = self.late if places else ()
     index = order.record_id(row, len(self.source), self.seed, self.shuffle)
-    stage = "read"
+    stage = "read"  # or the number of a transform
     try:
       record = dict(self.source[index])
-      for i, transform in enumerate(self.transforms):
-        stage = f"{self._transform(i)} ({type(transform).__name__})"
-        record = transform(record, Draws(self.seed, i, row))
+      for stage, transform in enumerate(self.transforms):
+        if stage not in late:
+          record = transform(record, Draws(self.seed, stage, row))
+      for stage in late:
+        record = self.transforms[stage].into(record, places)
       stage = "result"
       return {key: _as_array(key, value) for key, value in record.items()}
     except Exception as error:
       raise DataError(
-          f"{self.name} record {index}, {stage}: {type(error).__name__}: {error}") from error
+          f"{self.name} record {index}, {self._told(stage)}: {type(error).__name__}: {error}") from error
 
-  def _transform(self, i):
-    return f"{self.where}.transforms.{i}" if self.where else f"transform {i}"
+  def _told(self, stage):
+    if isinstance(stage, str):
+      return stage
+    place = f"{self.where}.transforms.{stage}" if self.where else f"transform {stage}"
+    return f"{place} ({type(self.transforms[stage]).__name__})"
 
   def _check(self, record, row):
     found = {key: RecordSpec(value.shape, value.dtype) for key, value in record.items()}
+    if found == self.spec:
+      return
     for key in sorted(found.keys() | self.spec.keys()):
       if found.get(key) != self.spec.get(key):
         index = order.record_id(row, len(self.source), self.seed, self.shuffle)
@@ -132,7 +172,7 @@ def blank(spec, error=""):
 
 class Draws:
   """The draws of one transform on one row: a `numpy.random.Generator` that is made when it is first
-  asked for something, since most transforms draw nothing and making one takes 30 microseconds.
+  asked for something, since most transforms draw nothing.
 
   Philox keyed by (seed, row), its counter started at the transform.
   """
@@ -140,13 +180,28 @@ class Draws:
   def __init__(self, seed, transform, row):
     self._place = seed, transform, row
 
-  def __getattr__(self, name):
+  def __getattr__(self, name):  # of what has not been asked for before
     if "_generator" not in vars(self):
       seed, transform, row = self._place
-      self._generator = np.random.Generator(np.random.Philox(
-          key=np.array([order.mix(seed), row], np.uint64),
-          counter=np.array([0, 0, 0, transform], np.uint64)))
-    return getattr(self._generator, name)
+      key = _Key(np.array([order.mix(seed), row], np.uint64))
+      counter = np.array([0, 0, 0, transform], np.uint64)
+      self._generator = np.random.Generator(np.random.Philox(key, counter=counter))
+    value = vars(self)[name] = getattr(self._generator, name)
+    return value
+
+
+class _Key(bit_generator.ISeedSequence):
+  """The key of a Philox as it is. Given as `key=` it is the same, but NumPy then asks the operating system for
+  a seed besides, which takes longer than all else."""
+
+  def __init__(self, words):
+    self._words = words
+
+  def generate_state(self, n_words, dtype=np.uint32):
+    return self._words
+
+
+_NARROW = {np.dtype(np.int64): np.int32, np.dtype(np.uint64): np.uint32, np.dtype(np.float64): np.float32}
 
 
 def _as_array(key, value):
@@ -157,7 +212,7 @@ def _as_array(key, value):
   if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
     raise TypeError(f"{key!r} is not numeric ({type(value).__name__}, {array.dtype}); "
                     "end the transforms with Keep(keys=...) to leave it out")
-  narrow = {"int64": np.int32, "uint64": np.uint32, "float64": np.float32}.get(array.dtype.name)
+  narrow = _NARROW.get(array.dtype)
   if narrow is None:
     return array
   if array.dtype.kind in "iu" and array.size:

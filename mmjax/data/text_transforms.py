@@ -42,6 +42,9 @@ class SampleCaption:
       caption = captions[index]
     return {**record, self.out: caption}
 
+  def leaves(self, key):
+    return key not in (self.key, self.out)
+
 
 def _whitespace(text):
   return re.sub(r"\s+", " ", html.unescape(html.unescape(text)).strip()).strip()
@@ -117,6 +120,9 @@ class Tokenise:
     count = np.int32(len(texts))
     return {**record, self.out: ids, f"{self.out}_mask": mask, f"{self.out}_count": count}
 
+  def leaves(self, key):
+    return key not in (self.key, self.out, f"{self.out}_mask", f"{self.out}_count")
+
   def _pad(self, tokenizer):
     return self.pad if self.pad is not None else tokenizer.pad_id or 0
 
@@ -147,6 +153,9 @@ class Keep:
   def __call__(self, record, rng):
     return {key: records.get(record, key) for key in self.keys}
 
+  def leaves(self, key):
+    return True
+
 
 @dataclasses.dataclass(frozen=True)
 class Rename:
@@ -165,3 +174,6 @@ class Rename:
         raise ValueError(f"cannot rename {old!r} to {new!r}: the record has one")
       rest[new] = records.get(record, old)
     return rest
+
+  def leaves(self, key):
+    return key not in self.names and key not in self.names.values()

@@ -5,7 +5,7 @@ Their format stands in `mmjax/evals/__init__.py`.
 
 import numpy as np
 
-from mmjax.data import image_transforms, tokenizers
+from mmjax.data import image_transforms, resampling, tokenizers
 
 SIDE = 96  # the longer side of a thumbnail in pixels; smaller pictures stay as they are
 
@@ -30,7 +30,7 @@ def _thumbnail(image: np.ndarray, transforms) -> np.ndarray:
     image = np.rint(255 * np.clip(levels, 0, 1))
   scale = min(1, SIDE / max(image.shape[:2]))
   size = tuple(max(1, round(scale * side)) for side in image.shape[:2])
-  small = image_transforms.resize(image.astype(np.uint8), size, "area")
+  small = resampling.resize(image.astype(np.uint8), size, "area")
   return np.broadcast_to(small, (*size, 3))
 
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from mmjax.data import image_transforms
+from mmjax.data import resampling
 from mmjax.evals import kept
 
 BEST = 100.0   # dB, of a reconstruction without error: eight bits give 59 at most
@@ -157,7 +158,7 @@ def _small(x):
   """uint8, at most `kept.SIDE` high."""
   scale = min(1, kept.SIDE / x.shape[0])
   size = tuple(max(1, round(scale * side)) for side in x.shape[:2])
-  return image_transforms.resize(np.rint(255 * x).astype(np.uint8), size, "area")
+  return resampling.resize(np.rint(255 * x).astype(np.uint8), size, "area")
 
 
 build = Reconstruction

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from mmjax.data import image_transforms
+from mmjax.data import resampling
 from mmjax.evals import kept
 
 
@@ -72,7 +72,7 @@ def thumbnails(session, evaluator, rows: np.ndarray) -> np.ndarray | None:
 
 def enlarge(values: np.ndarray, size: tuple[int, int], filter_name: str) -> np.ndarray:
   """One value or colour from 0 to 1 a patch, [rows, columns, C], as uint8 [*size, C]."""
-  return image_transforms.resize(np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8), size,
+  return resampling.resize(np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8), size,
                                  filter_name)
 
 

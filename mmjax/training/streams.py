@@ -23,14 +23,15 @@ log = logging.getLogger("mmjax")
 
 @dataclasses.dataclass(frozen=True)
 class Loading:
-  """How a process reads its rows: worker processes (0: none), threads, batches in advance."""
+  """How a process reads its rows: worker processes (0: none), threads (None: see `train_batches`), batches
+  in advance."""
 
   workers: int = 0
-  read_threads: int = 4
+  read_threads: int | None = None
   prefetch: int = 2
 
   def __post_init__(self):
-    config_lib.at_least(0, self, "workers", "read_threads")
+    config_lib.at_least(0, self, "workers", *(() if self.read_threads is None else ("read_threads",)))
     config_lib.at_least(1, self, "prefetch")
 
 

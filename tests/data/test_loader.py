@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 import numpy as np
 import pytest
 
+from mmjax.data import batch_memory
 from mmjax.data import loader
 from mmjax.data import mixture
 from mmjax.data import stream
@@ -116,10 +117,10 @@ def test_processes_read_exactly_what_their_devices_own(processes, reference):
     positions = loader.local_rows(fake_process(*slices), B)
     owned = sorted({p for s in slices for p in range(B)[s]})
     np.testing.assert_array_equal(positions, owned)
-    records = loader._LocalRecords(toys.pictures(), BatchSizes(B), positions, range(2, 5), None)
-    for i, p in enumerate(positions):            # this process's part of step 3, the second here
-      record = records[len(positions) + i]
-      assert all(np.array_equal(record[key], value[p]) for key, value in reference[3][1].items())
+    batches = loader._LocalBatches(toys.pictures(), BatchSizes(B), positions, range(2, 5), None,
+                                   batch_memory.Pool())
+    batch, _ = batches[1]                        # this process's part of step 3, the second here
+    assert all(np.array_equal(batch[key], value[positions]) for key, value in reference[3][1].items())
     seen.update(owned)
   assert seen == set(range(B))
 
@@ -168,11 +169,11 @@ def test_processes_read_their_own_part_of_every_size():
       size = RAMP.at(piece.start)
       half = slice(part * size // 2, (part + 1) * size // 2)
       positions = loader.local_rows(fake_process(half), size)
-      records = loader._LocalRecords(toys.pictures(), RAMP, positions, piece, None)
-      for i in range(len(records)):
-        row = int(records[i]["row"][1])
-        assert row not in seen
-        seen[row] = records[i]["id"]
+      batches = loader._LocalBatches(toys.pictures(), RAMP, positions, piece, None, batch_memory.Pool())
+      for batch, _ in map(batches.__getitem__, range(len(batches))):
+        rows = batch["row"][:, 1].tolist()
+        assert not seen.keys() & set(rows)
+        seen |= zip(rows, batch["id"].tolist())
   assert sorted(seen) == list(range(96))
   assert all(seen[row] == toys.pictures().record(row)["id"] for row in seen)
 
@@ -248,13 +249,13 @@ def test_few_bad_records_are_within_the_limit():
 def test_an_error_of_the_reader_surfaces_in_the_loop(monkeypatch):
   toy = toys.pictures()
 
-  def record(self, row):
+  def write(self, row, places):
     if row >= 2 * B:
       raise MemoryError("no memory for the record")
-    return original(self, row)
+    return original(self, row, places)
 
-  original = stream.Stream.record
-  monkeypatch.setattr(stream.Stream, "record", record)
+  original = stream.Stream.write
+  monkeypatch.setattr(stream.Stream, "write", write)
   batches = loader.train_batches(toy, B, sharding())
   assert [next(batches)[0], next(batches)[0]] == [0, 1]
   with pytest.raises(MemoryError, match="no memory for the record"):
@@ -283,12 +284,25 @@ def test_arguments_out_of_range_are_named(argument):
     loader.train_batches(**arguments)
 
 
-def test_batches_lie_where_a_cpu_device_can_use_them_without_a_copy():
-  records = [{"x": np.full((5, 3), i, np.float32), "n": np.array(i, np.int32), "error": np.array("e" * i)}
-             for i in range(7)]
-  batch = loader._stack(records)
-  assert batch["x"].shape == (7, 5, 3) and batch["n"].tolist() == list(range(7)) and batch["error"][6] == "e" * 6
-  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  placed = loader.assemble({"x": batch["x"]}, sharding, 7, np.arange(7))["x"]
-  assert placed.unsafe_buffer_pointer() == batch["x"].ctypes.data
-  np.testing.assert_array_equal(placed, batch["x"])
+def test_batches_lie_where_a_cpu_device_uses_them_without_a_copy():
+  steps, memory = range(3), batch_memory.Pool()
+  source = loader._LocalBatches(toys.pictures(), BatchSizes(7), np.arange(7), steps, None, memory)
+  batch, errors = source[1]
+  assert errors == [""] * 7
+  placed = loader.assemble(batch, jax.sharding.SingleDeviceSharding(jax.devices()[0]), 7, np.arange(7))
+  for key, array in batch.items():
+    assert placed[key].unsafe_buffer_pointer() == array.ctypes.data
+    np.testing.assert_array_equal(placed[key], array)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_stay_as_they_are_while_others_are_read(workers):
+  toy = toys.pictures()
+  with loader.train_batches(toy, B, sharding(1), workers=workers) as batches:
+    kept = [next(batches) for _ in range(6)]
+    for _ in range(40):  # these are dropped, and their memory is used again
+      next(batches)
+    for step, batch in kept:
+      for p in (0, B - 1):
+        np.testing.assert_array_equal(batch["image"][p], toy.record(step * B + p)["image"])

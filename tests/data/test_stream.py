@@ -141,3 +141,49 @@ def test_a_mixture_of_unlike_records_is_refused():
 def test_unshuffled_rows_are_the_stored_order():
   toy = dataclasses.replace(toys.pictures(), shuffle=False)
   assert [int(toy.record(row)["id"]) for row in (0, 1, 49, 50)] == [0, 1, 49, 0]
+
+
+def encoded(count):
+  return [{"image": np.full((9, 7, 3), 20 * i, np.uint8), "caption": f"the {i}th"} for i in range(count)]
+
+
+class Source(list):
+  digest = "source"
+
+
+NORMALISE = T.Normalise("imagenet")
+
+
+@pytest.mark.parametrize("behind, late", [
+    ((T.Keep(("image",)),), (1,)),
+    ((T.SampleCaption("first"), T.Rename({"caption": "text"}), T.Keep(("image",))), (1,)),
+    ((T.Rename({"image": "picture"}), T.Keep(("picture",))), ()),   # of another name then
+    ((T.CentreCrop(3), T.Keep(("image",))), ()),                      # reads what it makes
+    ((lambda record, rng: {"image": record["image"] * 2},), ()),                       # nobody knows
+])
+def test_what_is_written_into_a_batch_is_the_record(behind, late):
+  records = Source(encoded(4))
+  records[2] = {"image": np.zeros((0, 7, 3), np.uint8), "caption": "nothing to be seen"}
+  one = stream.Stream(records, (T.Resize(5), NORMALISE, *behind), shuffle=False)
+  assert one.late == late
+  for row in range(4):
+    want = one.record(row)
+    places = {key: np.full_like(value, 9) for key, value in want.items() if key != "error"}
+    given = dict(places)
+    error = one.write(row, places)
+    assert error == want["error"].item() and bool(error) == (row == 2)
+    for key, place in places.items():
+      assert place is given[key]
+      np.testing.assert_array_equal(place, want[key])
+
+
+def test_normalise_writes_into_a_place_that_fits_and_into_no_other():
+  image = np.arange(90, dtype=np.uint8).reshape(6, 5, 3)
+  want = NORMALISE({"image": image}, None)["image"]
+  for shape, dtype, fits in (((6, 5, 3), np.float32, True), ((5, 6, 3), np.float32, False), ((6, 5, 3), np.float16, False)):
+    place = np.zeros(shape, dtype)
+    for given in image, np.asfortranarray(image):
+      got = NORMALISE.into({"image": given}, {"image": place})["image"]
+      assert (got is place) == fits
+      np.testing.assert_array_equal(got, want)
+  assert NORMALISE.into({"label": 1}, {}) == {"label": 1}  # the image has not been kept

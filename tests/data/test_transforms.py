@@ -9,6 +9,7 @@ import pytest
 
 from mmjax.data import colour_transforms
 from mmjax.data import image_transforms
+from mmjax.data import resampling
 from mmjax.data import transforms as T
 
 
@@ -191,7 +192,7 @@ def test_random_resized_crop_falls_back_to_the_centre_of_a_long_image():
 
 
 def test_random_resized_crop_is_the_resized_box():
-  crop = T.RandomResizedCrop(16, filter="bicubic")
+  crop = T.RandomResizedCrop(16, filter="pillow_bicubic")
   top, left, height, width = crop.box(48, 64, rng(3))
   expected = Image.fromarray(photo()[top:top + height, left:left + width])
   expected = expected.resize((16, 16), Image.Resampling.BICUBIC)
@@ -215,7 +216,7 @@ def test_letterbox_keeps_the_aspect_ratio_and_masks_the_rest(shape, rows, column
   mask[rows, columns] = True
   np.testing.assert_array_equal(record["real"], mask)
   assert np.all(record["image"][~mask] == 9)
-  expected = image_transforms.resize(photo(*shape), record["image"][rows, columns].shape[:2],
+  expected = resampling.resize(photo(*shape), record["image"][rows, columns].shape[:2],
                                      "bilinear")
   np.testing.assert_array_equal(record["image"][rows, columns], expected)
 

@@ -119,7 +119,7 @@ def test_what_the_config_says_of_inputs_and_initial_values_is_kept(tmp_path):
   assert (model.objective["losses"], model.objective["bias_init"]) == ({"sigmoid": 1.0}, -10.0)
   assert abs(model.objective["scale_init"] - 10) < 1e-6
   assert (model.eos_id, model.text) == (2, ())
-  assert model.image[1] == {"name": "Resize", "size": (24, 24), "filter": "bicubic"}
+  assert model.image[1] == {"name": "Resize", "size": (24, 24), "filter": "pillow_bicubic"}
 
 
 @pytest.mark.parametrize("name, part, change", [

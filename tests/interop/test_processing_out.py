@@ -41,11 +41,11 @@ def pixels(folder, data):
 
 
 IMAGES = {
-    "square": ({"name": "Resize", "size": 32, "filter": "bilinear"},),
-    "pair": ({"name": "Resize", "size": (24, 40), "filter": "lanczos"},),
-    "short and crop": ({"name": "ResizeShort", "size": 34, "filter": "bicubic"},
+    "square": ({"name": "Resize", "size": 32, "filter": "pillow_bilinear"},),
+    "pair": ({"name": "Resize", "size": (24, 40), "filter": "pillow_lanczos"},),
+    "short and crop": ({"name": "ResizeShort", "size": 34, "filter": "pillow_bicubic"},
                        {"name": "CentreCrop", "size": (32, 31)}),
-    "square and crop": ({"name": "Resize", "size": 36, "filter": "area"},
+    "square and crop": ({"name": "Resize", "size": 36, "filter": "pillow_area"},
                         {"name": "CentreCrop", "size": 32, "odd": "round"}),
 }
 
@@ -63,9 +63,18 @@ def test_pixels_equal_transformers(kind, name, tmp_path):
     np.testing.assert_allclose(ours, again, rtol=0, atol=1e-6)
 
 
+def test_fast_filter_is_written_as_pillows_within_a_level(tmp_path):
+  nodes = [{"name": "Decode"}, {"name": "Resize", "size": 32}, END]
+  written(tmp_path, nodes, kind="vit")
+  data = folders.encode(folders.picture(50, 30), quality=80)
+  level = 2 / 255  # of pixels in [-1, 1]
+  np.testing.assert_allclose(Processor(nodes)(images=[data])["image"], pixels(tmp_path, data), rtol=0,
+                             atol=1.001 * level)
+
+
 def test_naflex_equals_transformers(tmp_path):
   nodes = [{"name": "Decode"}, {"name": "Patchify", "patch": 8, "max_patches": 20,
-                                "filter": "bicubic", "mean": (0.4, 0.5, 0.6)}]
+                                "filter": "pillow_bicubic", "mean": (0.4, 0.5, 0.6)}]
   written(tmp_path, nodes, kind="siglip2")
   data = folders.encode(folders.picture(50, 77))
   theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")(
@@ -99,6 +108,8 @@ def test_floats_resized_need_the_processor_that_resizes_floats(tmp_path):
 @pytest.mark.parametrize("kind, nodes, message", [
     ("vit", [{"name": "Decode"}, {"name": "Flip"}, END], "Flip.* has no equivalent"),
     ("vit", [{"name": "Decode"}, {"name": "Letterbox", "size": 8}, END], "Letterbox.* has no"),
+    ("vit", [{"name": "Decode"}, {"name": "Resize", "size": 8, "filter": "linear"}, END],
+     "its filters are nearest, lanczos"),
     ("vit", [{"name": "Decode", "channels": 1, "dtype": "uint16"}, END], "Decode.* has no equivalent"),
     ("vit", [{"name": "Decode"}, {"name": "CentreCrop", "size": 8, "odd": "round"}, END],
      "odd='floor'"),

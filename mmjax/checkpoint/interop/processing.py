@@ -13,6 +13,7 @@ import pathlib
 
 from mmjax.checkpoint.interop.pretrained import Node
 from mmjax.data import folder_tokenizers
+from mmjax.data import resampling
 from mmjax.data import tokenizers
 
 FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "area", "hamming")  # Pillow's 0 to 5
@@ -201,7 +202,7 @@ def _filter(config, file):
   number = config["resample"]
   if not isinstance(number, int) or not 0 <= number < len(FILTERS):
     raise _cannot(file, "resample", number, f"expected 0 to {len(FILTERS) - 1}")
-  return FILTERS[number]
+  return f"{resampling.PILLOW}{FILTERS[number]}"  # pixels as they are published
 
 
 def _pair(config, key, file):
@@ -267,7 +268,7 @@ def _open_clip_image(vision, given, file, patch):
   if interpolation not in names:
     raise _cannot(file, "preprocess_cfg.interpolation", interpolation,
                   f"expected one of {', '.join(names)}")
-  filters = {"filter": names[interpolation]}
+  filters = {"filter": f"{resampling.PILLOW}{names[interpolation]}"}
   if mode == "squash":
     nodes = [{"name": "Resize", "size": size, **filters}]
   elif mode == "shortest" and size[0] == size[1]:

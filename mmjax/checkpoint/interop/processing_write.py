@@ -12,6 +12,7 @@ from mmjax.checkpoint.interop.pretrained import Node
 from mmjax.checkpoint.interop.processing import FILTERS
 from mmjax.data import image_transforms as image
 from mmjax.data import patch_transforms as patches
+from mmjax.data import resampling
 from mmjax.data import text_transforms as text
 from mmjax.data import transforms
 
@@ -118,7 +119,7 @@ def _entry(step, config):
       return {"image_processor_type": "DINOv3ViTImageProcessor"}
     case image.Resize() | image.ResizeShort():
       short = isinstance(step, image.ResizeShort)
-      return {"do_resize": True, "resample": FILTERS.index(step.filter),
+      return {"do_resize": True, "resample": _resample(step),
               "size": {"shortest_edge": step.size} if short else _size(step.size)}
     case image.CentreCrop():
       _check_crop(step, config.get("size", {}))
@@ -131,9 +132,16 @@ def _entry(step, config):
         raise ValueError(f"{step} has no equivalent in transformers: its patches are square and "
                          "nothing is resized before")
       return {"patch_size": step.patch, "max_num_patches": step.max_patches,
-              "do_resize": step.resize, "resample": FILTERS.index(step.filter),
+              "do_resize": step.resize, "resample": _resample(step),
               "image_mean": list(step.mean), "image_std": list(step.std)}
   return {}  # CropToPatches: the model's convolution leaves out the same pixels
+
+
+def _resample(step):
+  name = step.filter.removeprefix(resampling.PILLOW)
+  if name not in FILTERS:
+    raise ValueError(f"{step} has no equivalent in transformers: its filters are {', '.join(FILTERS)}")
+  return FILTERS.index(name)
 
 
 def _size(size):

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from mmjax.data import image_transforms
+from mmjax.data import resampling
 from mmjax.data.build import scan
 from mmjax.data.build.settings import Settings
 from mmjax.data.sources import examples
@@ -47,7 +48,7 @@ def smaller(file: Any, settings: Settings) -> Any:
     return file
   size = round(height * settings.resize / short), round(width * settings.resize / short)
   out = io.BytesIO()
-  Image.fromarray(image_transforms.resize(image, size, "lanczos")).save(
+  Image.fromarray(resampling.resize(image, size, "lanczos")).save(
       out, "JPEG", quality=settings.quality)
   return out.getvalue()
 
