@@ -29,10 +29,11 @@ setuptools.setup(
     extras_require={
         # What mmjax is compared with is installed for one version of Python only: torch is large.
         "test": ["pytest", "pytest-xdist", "ipykernel", "libtpu", "matplotlib", "nbclient", "py3langid",
-                 *(f"{name}; python_version < '3.12'" for name in ("scikit-learn", "torch", "transformers"))],
+                 *(f"{name}; python_version < '3.12'" for name in ("apache-beam", "scikit-learn", "torch", "transformers"))],
         "notebooks": ["matplotlib", "notebook", "nbclient"],
         "plan": ["libtpu"],
         "build": ["py3langid"],
+        "beam": ["apache-beam", "py3langid"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         "gcs": ["gcsfs"],

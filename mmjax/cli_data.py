@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import os
 import re
+import shlex
 from collections.abc import Callable
 
 from mmjax.data.build.settings import DEDUP, Settings
@@ -50,6 +51,8 @@ def add_arguments(data: argparse.ArgumentParser) -> None:
                     help="with --build: pixels a side (default 64)")
   data.add_argument("--data_dir", help="with --build: where to")
   data.add_argument("--out", help="folder of what is written: of build, or of inspect (default data_inspect)")
+  data.add_argument("--beam", metavar="FLAGS", help="build as an Apache Beam pipeline with these flags of Beam's, as in "
+                    "--beam='--runner=DataflowRunner --project=...'; --out may be gs:// then")
   data.add_argument("--processes", type=int, help="of inspect and build; default one a core")
   steps = data.add_argument_group("steps of build, in their order")
   for field in dataclasses.fields(Settings):
@@ -81,6 +84,10 @@ def check(args: argparse.Namespace, fail: Callable[[str], None]) -> None:
     fail("give inspect SPEC, build SPEC, --config or --build=scenes")
   if args.action == "build" and not args.out:
     fail("build needs --out=DIR")
+  if args.beam is not None and args.action != "build":
+    fail("--beam is of build")
+  if args.beam is not None and args.processes is not None:
+    fail("--processes: with --beam the runner decides on them")
   steps = [field.name for field in dataclasses.fields(Settings) if hasattr(args, field.name)]
   if steps and args.action != "build":
     fail(f"--{steps[0]} is a step of build")
@@ -125,7 +132,11 @@ def _build(args):
     if name in given:
       given[name] = tuple(part for text in given[name] for part in text.split(","))
   settings = Settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
-  manifest = command.build(spec.open_source(args.spec), args.out, settings, _processes(args))
+  if args.beam is not None:
+    from mmjax.data.build import beam
+    manifest = beam.build(args.spec, args.out, settings, shlex.split(args.beam))
+  else:
+    manifest = command.build(spec.open_source(args.spec), args.out, settings, _processes(args))
   print(f"{args.out}: {manifest['counts']['kept']:,} records, digest {manifest['digest'][:16]}; "
         f"read it with --config.data.train={args.out}")
 

@@ -1,10 +1,12 @@
 """Files by path, on this machine or behind a URL that fsspec knows (gs://, s3://, https://, ...)."""
 
+import contextlib
 import glob
 import hashlib
 import os
 import pathlib
 import re
+import shutil
 
 import braceexpand
 import fsspec
@@ -111,3 +113,41 @@ def read(path: str, begin: int = 0, end: int | None = None) -> bytes:
     if begin:
       file.seek(begin)
     return file.read() if end is None else file.read(end - begin)
+
+
+def is_there(path: str) -> bool:
+  """Whether something lies there."""
+  if not is_remote(path):
+    return os.path.exists(path)
+  files, inner = fsspec.core.url_to_fs(path)
+  return files.exists(inner)
+
+
+def write(path: str, data: bytes) -> None:
+  """Writes a file whole or not at all, and the folder for it."""
+  if is_remote(path):
+    files, inner = fsspec.core.url_to_fs(path)
+    files.pipe_file(inner, data)
+    return
+  with _in_place_of(path) as temporary:
+    pathlib.Path(temporary).write_bytes(data)
+
+
+def put(file: str, path: str) -> None:
+  """Copies a file of this machine there, whole or not at all."""
+  if is_remote(path):
+    files, inner = fsspec.core.url_to_fs(path)
+    files.put_file(file, inner)
+    return
+  with _in_place_of(path) as temporary:
+    shutil.copyfile(file, temporary)
+
+
+@contextlib.contextmanager
+def _in_place_of(path):
+  """A name beside `path` to write to, which takes its place at the end."""
+  folder, name = os.path.split(os.path.abspath(path))
+  os.makedirs(folder, exist_ok=True)
+  temporary = os.path.join(folder, f".{name}.{os.getpid()}")
+  yield temporary
+  os.replace(temporary, path)

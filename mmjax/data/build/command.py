@@ -52,8 +52,7 @@ def build(source: Any, out: str, settings: Settings, processes: int | None = Non
     _log.info("%s: is complete", folder)
     return json.loads((folder / examples.MANIFEST).read_text())
   reason, kept = plan.keep(_scanned(source, folder, settings, processes), settings)
-  if not len(kept):
-    raise ValueError(f"none of the {len(source):,} records is kept: {_told(plan.counts(reason))}")
+  require_any(reason, kept)
   lines = _written(source, folder, settings, kept, processes)
   return _finish(source, folder, settings, plan.counts(reason), lines)
 
@@ -83,30 +82,47 @@ def _scanned(source, folder, settings, processes):
 
 def _scan_block(source, folder, settings, start):
   """Looks at a block; the number of its records."""
+  table, broken = scan_block(source, settings, start)
+  name = folder / "scan" / f"{start // BLOCK:06}"
+  job_folder.save(name.with_suffix(".json"), broken)
+  temporary = name.with_name(f".{name.name}.{os.getpid()}.npz")
+  np.savez(temporary, **vars(table))
+  temporary.rename(name.with_suffix(".npz"))  # last: the block is done when this is there
+  return len(table.reason)
+
+
+def scan_block(source: Any, settings: Settings, start: int) -> tuple[plan.Table, list[dict[str, Any]]]:
+  """What is seen of the records from `start` on, `BLOCK` of them, and {"record", "error"} of the broken."""
   records = range(start, min(start + BLOCK, len(source)))
   seen = [scan.scan(source, record, settings) for record in records]
-  name = folder / "scan" / f"{start // BLOCK:06}"
-  job_folder.save(name.with_suffix(".json"), [{"record": record, "error": one.error}
-                                    for record, one in zip(records, seen) if one.error])
-  temporary = name.with_name(f".{name.name}.{os.getpid()}.npz")
-  np.savez(temporary, **vars(plan.Table.of(seen)))
-  temporary.rename(name.with_suffix(".npz"))  # last: the block is done when this is there
-  return len(records)
+  return plan.Table.of(seen), [{"record": record, "error": one.error} for record, one in zip(records, seen)
+                               if one.error]
+
+
+def require_any(reason: np.ndarray, kept: np.ndarray) -> None:
+  """Raises ValueError, with the counts, if no record is kept."""
+  if not len(kept):
+    raise ValueError(f"none of the {len(reason):,} records is kept: {_told(plan.counts(reason))}")
+
+
+def parts_of(kept: np.ndarray, settings: Settings) -> list[tuple[str, np.ndarray]]:
+  """The shards: (name of the file, its records)."""
+  parts = np.array_split(kept, -(-len(kept) // settings.shard_records))
+  return [(f"train.array_record-{i:05}-of-{len(parts):05}", part) for i, part in enumerate(parts)]
 
 
 def _written(source, folder, settings, kept, processes):
   """Lines of the manifest of all shards, of which those that are there are not written again."""
-  parts = np.array_split(kept, -(-len(kept) // settings.shard_records))
-  names = [f"train.array_record-{i:05}-of-{len(parts):05}" for i in range(len(parts))]
+  parts = parts_of(kept, settings)
   line = lambda name: folder / "shards" / f"{name}.json"
   for stale in folder.glob(".train.array_record-*"):  # of a process that was killed
     stale.unlink()
-  left = [(name, part) for name, part in zip(names, parts) if not line(name).exists()]
+  left = [(name, part) for name, part in parts if not line(name).exists()]
   progress = pool.Progress("write", len(kept), len(kept) - sum(len(part) for _, part in left))
   for count in pool.run(_write_shard, left, (source, folder, settings), processes):
     progress.add(count)
   progress.end()
-  return [json.loads(line(name).read_text()) for name in names]
+  return [json.loads(line(name).read_text()) for name, _ in parts]
 
 
 def _write_shard(source, folder, settings, task):
@@ -119,17 +135,27 @@ def _write_shard(source, folder, settings, task):
 def _finish(source, folder, settings, counts, lines):
   """Writes broken.jsonl and the manifest; then what only the way there needed is deleted."""
   broken = [one for file in sorted((folder / "scan").glob("*.json")) for one in json.loads(file.read_text())]
-  (folder / "broken.jsonl").write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in broken))
-  names = getattr(source, "class_names", lambda key: None)("label")
-  digest = hashlib.sha256(json.dumps([[line["sha256"] for line in lines], names]).encode()).hexdigest()
-  manifest = {"digest": digest, "source": source.name, "source_digest": source.digest,
-              "settings": dataclasses.asdict(settings), "counts": counts,
-              **({"classes": list(names)} if names else {}), "shards": lines}
-  job_folder.save(folder / examples.MANIFEST, manifest)
+  (folder / "broken.jsonl").write_text(told_broken(broken))
+  job_folder.save(folder / examples.MANIFEST, manifest(source, settings, counts, lines))
   for part in ("scan", "shards"):
     shutil.rmtree(folder / part, ignore_errors=True)
   _log.info("%s: %s", folder, _told(counts))
   return json.loads((folder / examples.MANIFEST).read_text())
+
+
+def told_broken(broken: list[dict[str, Any]]) -> str:
+  """The text of broken.jsonl."""
+  return "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in broken)
+
+
+def manifest(source: Any, settings: Settings, counts: dict[str, int], lines: list[dict[str, Any]]
+             ) -> dict[str, Any]:
+  """What the result is: `lines` are of its shards, in order."""
+  names = getattr(source, "class_names", lambda key: None)("label")
+  digest = hashlib.sha256(json.dumps([[line["sha256"] for line in lines], names]).encode()).hexdigest()
+  return {"digest": digest, "source": source.name, "source_digest": source.digest,
+          "settings": dataclasses.asdict(settings), "counts": counts,
+          **({"classes": list(names)} if names else {}), "shards": lines}
 
 
 def _told(counts):

@@ -1,9 +1,10 @@
 """The folder of a job that may be interrupted and go on: what it is, and files that are whole or not there."""
 
 import json
-import os
 import pathlib
 from typing import Any
+
+from mmjax.data import places
 
 
 def begin(folder: pathlib.Path, name: str, job: dict[str, Any], parts: tuple[str, ...] = ()) -> None:
@@ -37,6 +38,4 @@ def _flat(job):
 
 def save(file: pathlib.Path, value: Any) -> None:
   """Writes JSON whole or not at all."""
-  temporary = file.with_name(f".{file.name}.{os.getpid()}")
-  temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-  temporary.rename(file)
+  places.write(str(file), (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
