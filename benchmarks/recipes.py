@@ -114,7 +114,8 @@ RECIPES = (
          settings={"total_steps": "300"}),
     Recipe("selfdistill/ijepa", "features of target blocks from a context", label="colour",
          settings={"total_steps": "3000"}),
-    Recipe("selfdistill/cjepa", "the same with variance and covariance terms", label="colour"),
+    Recipe("selfdistill/cjepa", "the same with variance and covariance terms", label="colour",
+         settings={"total_steps": "3000"}),
     Recipe("selfdistill/vicreg", "variance, invariance, covariance of two views", label="colour"),
 )
 

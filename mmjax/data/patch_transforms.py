@@ -87,6 +87,68 @@ class Patchify:
             f"{self.key}_grid": np.array(grid, np.int32)}
 
 
+def buckets(max_patches: int, max_aspect: float) -> tuple[tuple[int, int], ...]:
+  """Grids (rows, columns) of at most `max_patches` whole patches to which neither a row nor a column could
+  be added, from the flattest to the tallest; none longer than `max_aspect` times its other side."""
+  grids = [(rows, max_patches // rows) for rows in range(1, max_patches + 1)]
+  full = [(rows, columns) for rows, columns in grids if (rows + 1) * columns > max_patches]
+  return tuple(grid for grid in full if max(grid) <= max_aspect * min(grid))
+
+
+@dataclasses.dataclass(frozen=True)
+class AspectBucket:
+  """An image at the size of the bucket whose aspect ratio is nearest to its own: scaled to cover it, and what
+  stands over cut off (aspect bucketing, SDXL: Podell et al. 2023, arXiv:2307.01952, sec. 2.3).
+
+  Buckets have about `max_patches` patches each, so with `Patchify(resize=False)` behind it images of all
+  buckets go into one batch of one static shape. Nothing is distorted; of an image no longer than
+  `max_aspect` little is lost.
+
+  Attributes:
+    patch: side of a patch in pixels, or (height, width).
+    max_patches: of a bucket.
+    max_aspect: of a bucket, longer by shorter side in patches.
+    crop: "centre", or "random" for training.
+  """
+
+  patch: int | tuple = 16
+  max_patches: int = 256
+  max_aspect: float = 2.0
+  crop: str = "centre"
+  filter: str = "bilinear"
+  key: str = "image"
+
+  def __post_init__(self):
+    sides = image_transforms.height_width(self.patch)
+    records.require(self, "patch", len(sides) == 2 and min(sides) > 0,
+                    "expected a positive int or (height, width)")
+    records.require(self, "max_patches", self.max_patches > 0, "expected a positive count")
+    records.require(self, "max_aspect", self.max_aspect >= 1, "expected 1 or more")
+    records.require(self, "max_aspect", buckets(self.max_patches, self.max_aspect),
+                    f"no grid of at most {self.max_patches} patches is so square; give a larger one")
+    records.require(self, "crop", self.crop in ("centre", "random"), "expected 'centre' or 'random'")
+    image_transforms.require_filter(self)
+
+  def size(self, height: int, width: int) -> tuple[int, int]:
+    """(height, width) of the bucket for an image of this size."""
+    patch = image_transforms.height_width(self.patch)
+    sizes = [(rows * patch[0], columns * patch[1]) for rows, columns in buckets(self.max_patches, self.max_aspect)]
+    return min(sizes, key=lambda size: abs(math.log(size[0] / size[1] * width / height)))
+
+  def __call__(self, record, rng):
+    old = geometry.size(record, self.key)
+    size = self.size(*old)
+    scale = max(new / side for new, side in zip(size, old))
+    cover = tuple(max(new, round(side * scale)) for new, side in zip(size, old))
+    over = [side - new for side, new in zip(cover, size)]
+    top, left = (int(rng.integers(n + 1)) if self.crop == "random" else n // 2 for n in over)
+
+    def cut(image, resample, fill):
+      return resample(image, cover)[top:top + size[0], left:left + size[1]]
+    return geometry.move(record, self.key, cut,
+                         lambda image, cover: resampling.resize(image, cover, self.filter))
+
+
 @dataclasses.dataclass(frozen=True)
 class CropToPatches:
   """Leaves out the bottom rows and right columns that fill no whole patch.

@@ -6,7 +6,7 @@ from mmjax.data.colour_transforms import (
 from mmjax.data.image_transforms import (
     CentreCrop, Decode, Flip, Letterbox, Normalise, RandomResizedCrop, Resize, ResizeShort, ToFloat)
 from mmjax.data.map_transforms import DecodeDepth, DecodeLabels, DecodeNormals
-from mmjax.data.patch_transforms import CropToPatches, Patchify
+from mmjax.data.patch_transforms import AspectBucket, CropToPatches, Patchify
 from mmjax.data.text_transforms import Keep, Rename, SampleCaption, Tokenise
 from mmjax.data.video_transforms import SampleFrames
 from mmjax.data.view_transforms import MultiCrop
