@@ -10,7 +10,7 @@ import pytest
 
 from mmjax import config
 from mmjax.data import part, spec
-from mmjax.data.sources import arrow, examples, tar
+from mmjax.data.sources import arrow, examples, lines, tar
 from tests.data import formats
 
 WRITERS = (formats.write_pictures, formats.write_classes, formats.write_csv, formats.write_jsonl,
@@ -56,6 +56,18 @@ def test_class_names_come_from_folders_or_the_schema(tmp_path):
   assert source_of(formats.write_classes(tmp_path / "a")).class_names("label") == formats.CLASSES
   assert source_of(formats.write_parquet(tmp_path / "b")).class_names("label") == formats.CLASSES
   assert source_of(formats.write_csv(tmp_path / "c")).class_names("label") is None  # numbers
+
+
+def test_names_of_classes_are_found_once_and_anew_when_the_table_changes(tmp_path, monkeypatch):
+  file = tmp_path / "pairs.jsonl"
+  file.write_text("".join(json.dumps({"caption": "a", "label": name}) + "\n" for name in ("oak", "ash", "oak")))
+  real, read = lines.Lines.row, []
+  monkeypatch.setattr(lines.Lines, "row", lambda self, i: read.append(i) or real(self, i))
+  assert lines.build(str(file)).classes == ("ash", "oak")
+  seen = len(read)
+  assert lines.build(str(file)).classes == ("ash", "oak") and len(read) - seen < seen
+  file.write_text(file.read_text() + json.dumps({"caption": "b", "label": "elm"}) + "\n")
+  assert lines.build(str(file)).classes == ("ash", "elm", "oak")
 
 
 def test_label_in_words_becomes_its_place_among_them(tmp_path):

@@ -208,7 +208,11 @@ def build(path: str | tuple, root: str | None = None, image: str | None = None,
   if not len(source):
     raise ValueError(f"path: {path} has no records")
   columns = columns_lib.find(_names(source), image, caption, label)
-  classes = _classes(source, columns.label[0]) if columns.label else None
+  classes = None
+  if columns.label:  # found in all lines, so it is kept as the indices are
+    key = source.digest, source.headings, columns.label[0]
+    names = index_cache.arrays("classes", key, lambda: {"names": np.array(_classes(source, columns.label[0]), str)})
+    classes = tuple(map(str, names["names"])) or None
   return dataclasses.replace(source, columns=columns, classes=classes)
 
 
@@ -255,7 +259,7 @@ def _names(source):
 
 
 def _classes(source, column):
-  """The texts of a column, sorted, or None if all are whole numbers."""
+  """The texts of a column, sorted; () if all are whole numbers."""
   found, numbers = set(), True
   for i in range(len(source)):
     try:
@@ -268,4 +272,4 @@ def _classes(source, column):
     numbers = numbers and str(value).removeprefix("-").isdigit()
     if not numbers and len(found) > _MOST_CLASSES:
       raise ValueError(f"label: the column {column!r} has more than {_MOST_CLASSES:,} values; give another")
-  return None if numbers else tuple(sorted(found))
+  return () if numbers else tuple(sorted(found))
