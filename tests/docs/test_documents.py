@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import shlex
 
 import pytest
 
@@ -63,7 +64,7 @@ def test_commands_are_understood(page):
   """Each `mmjax ...` line: verb, flags, and the paths it sets in a shipped config."""
   blocks = "\n".join(re.findall(r"```\n(.*?)```", text(page), re.DOTALL))
   for line in re.findall(r"^mmjax ([^#\n]*)", blocks, re.MULTILINE):
-    words = line.replace("...", "--config=contrastive/siglip --workdir=x").split()
+    words = shlex.split(line.replace("...", "--config=contrastive/siglip --workdir=x"))
     args, overrides = cli.parse(words)
     if getattr(args, "config", None) and not args.config.startswith("my_"):
       config_lib.load(args.config, overrides)
