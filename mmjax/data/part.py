@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from mmjax.data import order
+from mmjax.data import records
 
 _KEY = 0x6D6D6A6178  # of the one permutation that all parts are cut from; never to be changed
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 5000
@@ -40,10 +41,17 @@ class Part:
   def __len__(self) -> int:
     return self.end - self.begin
 
-  def __getitem__(self, i: int) -> dict[str, Any]:
+  def where(self, i: int) -> str:
+    """As the source's."""
+    return records.where(self.source, self._own(i))
+
+  def _own(self, i):
     if not 0 <= i < len(self):
       raise IndexError(i)
-    return self.source[order.permute(self.begin + i, len(self.source), _KEY)]
+    return order.permute(self.begin + i, len(self.source), _KEY)
+
+  def __getitem__(self, i: int) -> dict[str, Any]:
+    return self.source[self._own(i)]
 
 
 def cut(source: Any, text: str) -> Part:

@@ -64,6 +64,11 @@ def texts(record, key):
   return [text(one) for one in value]
 
 
+def where(source, i):
+  """The file of a source's record and its place there, or "" if the source does not tell."""
+  return source.where(i) if hasattr(source, "where") else ""
+
+
 def describe(value):
   """What a value is, for an error."""
   if isinstance(value, np.ndarray):

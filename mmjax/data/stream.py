@@ -12,6 +12,7 @@ import numpy as np
 from numpy.random import bit_generator
 
 from mmjax.data import order
+from mmjax.data import records
 
 _SPEC_TRIES = 16       # records tried for a readable one before the stream itself is called wrong
 _ERROR_LENGTH = 300    # characters of an error that travel with a bad record
@@ -145,7 +146,12 @@ class Stream:
       return {key: _as_array(key, value) for key, value in record.items()}
     except Exception as error:
       raise DataError(
-          f"{self.name} record {index}, {self._told(stage)}: {type(error).__name__}: {error}") from error
+          f"{self._record_at(index, stage)}, {self._told(stage)}: {type(error).__name__}: {error}") from error
+
+  def _record_at(self, index, stage="result"):
+    # What goes wrong in reading is told by the source, with the file.
+    where = records.where(self.source, index) if stage != "read" else ""
+    return f"{self.name} record {index}{where and f' ({where})'}"
 
   def _told(self, stage):
     if isinstance(stage, str):
@@ -160,7 +166,7 @@ class Stream:
     for key in sorted(found.keys() | self.spec.keys()):
       if found.get(key) != self.spec.get(key):
         index = order.record_id(row, len(self.source), self.seed, self.shuffle)
-        raise DataError(f"{self.name} record {index}, result: {key!r} is "
+        raise DataError(f"{self._record_at(index)}, result: {key!r} is "
                         f"{_describe(found.get(key))}, expected {_describe(self.spec.get(key))}")
 
 

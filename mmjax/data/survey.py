@@ -100,13 +100,15 @@ def _look(source, looked_at):
   found = Survey(0, looked_at=len(looked_at))
   marks = {name: np.zeros(len(looked_at), np.uint64) for name in ("file", "picture", "id")}
   for place, index in enumerate(map(int, looked_at)):
+    where = ""
     try:
       record = source[index]
+      where = records.where(source, index)  # what goes wrong before is told with its file
       _fields(found, record)
       if "image" in record:
         marks["file"][place], marks["picture"][place] = _picture(found, record["image"])
     except Exception as error:  # whatever a reader or a decoder raises
-      found.broken.append((index, f"{type(error).__name__}: {error}"[:300]))
+      found.broken.append((index, f"{where}{where and ': '}{type(error).__name__}: {error}"[:300]))
       continue
     _captions(found, record)
     if isinstance(record.get("id"), (str, bytes)):

@@ -3,13 +3,14 @@
 import json
 import os
 import pickle
+import re
 import tarfile
 
 import fsspec
 import pytest
 
 from mmjax import config
-from mmjax.data import part, spec
+from mmjax.data import part, spec, stream
 from mmjax.data.sources import arrow, examples, lines, tar
 from tests.data import formats
 
@@ -41,6 +42,23 @@ def test_the_same_records_come_out_of_every_form(write, tmp_path):
     png = write is formats.write_tars and i % 3 == 0
     assert found[formats.picture(i, "PNG" if png else "JPEG")] == (
         [formats.caption(i)] if with_captions else None, formats.label(i) if with_labels else None)
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
+def test_error_of_a_transform_names_the_file_and_the_place_in_it(write, tmp_path):
+  source = source_of(write(tmp_path / "data"))
+  told = [source.where(i) for i in range(len(source))]
+  assert len(set(told)) == len(source)
+  files = {file.name for file in (tmp_path / "data").rglob("*")}
+  assert all(one.split(",")[0].rpartition("/")[2] in files for one in told)
+  two = part.cut(source, "[:2]")
+
+  def refuse(record, rng):
+    raise ValueError("not wanted")
+  records = stream.Stream(two, (refuse,), shuffle=False)
+  for row in range(2):
+    with pytest.raises(stream.DataError, match=re.escape(f"record {row} ({two.where(row)}), transform 0 (function): ValueError: not wanted")):
+      records._read(row)
 
 
 @pytest.mark.parametrize("write", (formats.write_csv, formats.write_jsonl, formats.write_tars),

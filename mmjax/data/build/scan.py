@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.data import columns, hashes, image_transforms, order
+from mmjax.data import columns, hashes, image_transforms, order, records
 from mmjax.data.build.settings import Settings
 
 KEPT, BROKEN, SMALL, ASPECT, CAPTION, LANGUAGE, DUPLICATE = range(7)
@@ -33,12 +33,14 @@ class Seen:
 
 def scan(source: Any, index: int, settings: Settings) -> Seen:
   """Reads a record in full, so that one that is damaged is found now and not in training."""
+  where = ""
   try:
     record = source[index]
+    where = records.where(source, index)  # what goes wrong before is told with its file
     image = _decode({"image": record["image"]}, None)["image"] if "image" in record else None
     reason = _reason(record, image, index, settings)
   except Exception as error:  # whatever a reader or a decoder raises for a damaged record
-    return Seen(BROKEN, error=f"{type(error).__name__}: {error}"[:300])
+    return Seen(BROKEN, error=f"{where}{where and ': '}{type(error).__name__}: {error}"[:300])
   if reason != KEPT or image is None or settings.dedup == "none":
     return Seen(reason)
   if settings.dedup == "exact":

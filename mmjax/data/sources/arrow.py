@@ -39,6 +39,7 @@ class Arrow:
 
   Attributes:
     files: Arrow files.
+    names: of the files that they were made of, for errors; Parquet is read from an Arrow copy.
     root: where pictures lie that rows name by relative paths.
     columns: which are image, caption and label.
     classes: names of the label's values, if the files tell them.
@@ -47,6 +48,7 @@ class Arrow:
   """
 
   files: tuple[str, ...]
+  names: tuple[str, ...]
   root: str
   columns: columns_lib.Columns
   classes: tuple[str, ...] | None
@@ -54,8 +56,12 @@ class Arrow:
   digest: str
 
   @functools.cached_property
+  def _tables(self) -> list[list[pa.RecordBatch]]:
+    return [_open(file).to_batches() for file in self.files]
+
+  @functools.cached_property
   def _batches(self) -> list[pa.RecordBatch]:
-    return [batch for file in self.files for batch in _open(file).to_batches()]
+    return [batch for batches in self._tables for batch in batches]
 
   @functools.cached_property
   def _ends(self) -> np.ndarray:
@@ -70,6 +76,15 @@ class Arrow:
 
   def __len__(self) -> int:
     return int(self._ends[-1])
+
+  def where(self, i: int) -> str:
+    """The file of a record, and its place there, for errors."""
+    for name, batches in zip(self.names, self._tables):
+      rows = sum(batch.num_rows for batch in batches)
+      if i < rows:
+        return f"{name}, row {i}"
+      i -= rows
+    raise IndexError(i)
 
   def __getitem__(self, i: int) -> dict[str, Any]:
     if not 0 <= i < len(self):
@@ -134,7 +149,7 @@ def build(path: str | tuple, split: str = "train", root: str | None = None, imag
   told = [(places.name_of(file), places.size(file)) for file in found]
   digest = hashlib.sha256(repr((told, str(schema))).encode()).hexdigest()
   first = next(iter((path,) if isinstance(path, str) else path))
-  source = Arrow(local, root or places.folder_of(found[0]), columns, _classes(schema, columns),
+  source = Arrow(local, tuple(map(places.name_of, found)), root or places.folder_of(found[0]), columns, _classes(schema, columns),
                  places.name_of(first), digest)
   if not source._batches or not len(source):
     raise ValueError(f"path: {path} has no records")

@@ -57,6 +57,18 @@ class Examples:
   def __len__(self) -> int:
     return len(self._records)
 
+  def where(self, i: int) -> str:
+    """The file of a record, and its place there, for errors."""
+    for file, count in zip(self.files, self._counts):
+      if i < count:
+        return f"{places.name_of(file)}, record {i}"
+      i -= count
+    raise IndexError(i)
+
+  @functools.cached_property
+  def _counts(self) -> list[int]:
+    return [len(array_record_data_source.ArrayRecordDataSource([file])) for file in self.files]
+
   def __getitem__(self, i: int) -> dict[str, Any]:
     record = self.columns.renamed(decode(self._records[i]))
     if self.columns.caption:

@@ -48,6 +48,10 @@ class Folder:
   def __len__(self):
     return len(self.files)
 
+  def where(self, i):
+    """The file of a record, for errors."""
+    return self.files[i]
+
   def __getitem__(self, i):
     file = self.files[i]
     label = bisect.bisect_left(self.classes, file.split("/")[0])

@@ -44,10 +44,17 @@ class Joined:
   def __len__(self) -> int:
     return len(self.source) if self.kept is None else len(self.kept)
 
-  def __getitem__(self, i: int) -> dict[str, Any]:
+  def where(self, i: int) -> str:
+    """As the source's."""
+    return records.where(self.source, self._own(i))
+
+  def _own(self, i):
     if not 0 <= i < len(self):
       raise IndexError(i)
-    i = i if self.kept is None else int(self.kept[i])
+    return i if self.kept is None else int(self.kept[i])
+
+  def __getitem__(self, i: int) -> dict[str, Any]:
+    i = self._own(i)
     made = self.columns[i]
     plain = lambda value: value.item() if value.ndim == 0 else value
     return {**self.source[i], **{name.replace("/", "."): plain(value) for name, value in made.items()}}

@@ -44,6 +44,10 @@ class Pictures:
   def __len__(self) -> int:
     return len(self.files)
 
+  def where(self, i: int) -> str:
+    """The file of a record, and its place there, for errors."""
+    return self.files[i]
+
   def __getitem__(self, i: int) -> dict[str, Any]:
     file = pathlib.Path(self.path, self.files[i])
     record = {"id": os.path.splitext(self.files[i])[0], "image": file.read_bytes()}
