@@ -85,11 +85,13 @@ def test_scores_filter_the_data_they_were_made_of(source, tmp_path):
   good = [i for i in range(20) if i != 6]
   joined = spec.open_source(f"joined:{source}?columns=out")
   assert len(joined) == 20 and joined[3]["score"] == scores[3] and joined[3]["caption"] == data[3]["caption"]
+  assert joined.where(3) == data.where(3)
   with pytest.raises(ValueError, match="nothing of record 6"):
     joined[6]
   best = spec.open_source(f"joined:{source}?columns=out&share=0.3")
   order = sorted(good, key=lambda i: -scores[i])[:6]
   assert [best[k]["image"] for k in range(6)] == [data[i]["image"] for i in sorted(order)]
+  assert [best.where(k) for k in range(6)] == [data.where(i) for i in sorted(order)]
   above = spec.open_source(f"joined:{source}?columns=out&least={float(np.median(scores[good]))}")
   assert len(above) == 10 and above.digest != best.digest != joined.digest
 

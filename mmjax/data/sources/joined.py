@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.data import records
 from mmjax.data import spec as spec_lib
 from mmjax.data import stored
 
