@@ -61,6 +61,21 @@ def prepare(kind: str, key: object, make: Callable[[pathlib.Path], None]) -> pat
   return place
 
 
+def place(ends: np.ndarray, i: int) -> tuple[int, int]:
+  """(number of the part, number in it) of the i-th of records that lie in several parts.
+
+  Args:
+    ends: int64 [parts], how many records lie in each part and those before it.
+
+  Raises:
+    IndexError: there is no such record.
+  """
+  if not 0 <= i < ends[-1]:
+    raise IndexError(i)
+  part = int(np.searchsorted(ends, i, "right"))
+  return part, i - int(ends[part - 1] if part else 0)
+
+
 def arrays(kind: str, key: object, make: Callable[[], dict[str, np.ndarray]]
            ) -> dict[str, np.ndarray]:
   """As `prepare`, of arrays by name, which come back as memory maps."""

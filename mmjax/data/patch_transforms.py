@@ -62,9 +62,7 @@ class Patchify:
   key: str = "image"
 
   def __post_init__(self):
-    sides = image_transforms.height_width(self.patch)
-    records.require(self, "patch", len(sides) == 2 and min(sides) > 0,
-                    "expected a positive int or (height, width)")
+    image_transforms.require_size(self, "patch")
     records.require(self, "max_patches", self.max_patches > 0, "expected a positive count")
     image_transforms.require_filter(self)
     image_transforms.Normalise(mean=self.mean, std=self.std)  # checks them
@@ -119,9 +117,7 @@ class AspectBucket:
   key: str = "image"
 
   def __post_init__(self):
-    sides = image_transforms.height_width(self.patch)
-    records.require(self, "patch", len(sides) == 2 and min(sides) > 0,
-                    "expected a positive int or (height, width)")
+    image_transforms.require_size(self, "patch")
     records.require(self, "max_patches", self.max_patches > 0, "expected a positive count")
     records.require(self, "max_aspect", self.max_aspect >= 1, "expected 1 or more")
     records.require(self, "max_aspect", buckets(self.max_patches, self.max_aspect),
@@ -161,9 +157,7 @@ class CropToPatches:
   key: str = "image"
 
   def __post_init__(self):
-    sides = image_transforms.height_width(self.patch)
-    records.require(self, "patch", len(sides) == 2 and min(sides) > 0,
-                    "expected a positive int or (height, width)")
+    image_transforms.require_size(self, "patch")
 
   def __call__(self, record, rng):
     size = geometry.size(record, self.key)

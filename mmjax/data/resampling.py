@@ -1,8 +1,8 @@
 """Resizing of images by filters, most of them antialiased: they widen with the reduction, as Pillow's do.
 
-  bilinear, bicubic, lanczos      Pillow's filters with vector instructions, in a third of the time. Bilinear is at
-                                  most 1 of 255 levels from Pillow; the others at most 2, but for pixels where
-                                  they overshoot white or black
+  bilinear, bicubic, lanczos      Pillow's filters with vector instructions, which are faster. Bilinear is at most
+                                  1 of 255 levels from Pillow; the others at most 2, but for pixels where they
+                                  overshoot white or black
   nearest, area, hamming,
   pillow_*                        Pillow's own pixels, such as published image processors give
   linear                          OpenCV's, of the four nearest pixels and so not antialiased; for pictures that

@@ -101,36 +101,34 @@ def test_random_bucket_crops_move_and_the_maps_with_them():
   assert len(lefts) > 10
 
 
-def test_buckets_of_a_recipe_make_batches_of_one_shape(tmp_path, monkeypatch):
+def of_recipe(variant, tmp_path, monkeypatch):
+  """The config of contrastive/siglip_naflex on a user's pictures, and its first records."""
   from mmjax import config
   from mmjax.training.streams import make_stream
   from mmjax.training.user_data import resolve
   from tests.data import formats
   monkeypatch.setenv("MMJAX_DATA_DIR", str(tmp_path / "cache"))
   given = {"data.train": formats.write_pictures(tmp_path / "data", count=40)}
-  node = resolve(config.load("contrastive/siglip_naflex:smoke_buckets", given))
+  node = resolve(config.load(f"contrastive/siglip_naflex:{variant}", given))
   stream, _ = make_stream(node["data"], "data")
   records = [stream.record(row) for row in range(30)]
   assert all(record["valid"] and record["image"].shape == (64, 8, 8, 3) for record in records)
+  return node, records
+
+
+def test_buckets_of_a_recipe_make_batches_of_one_shape(tmp_path, monkeypatch):
+  node, records = of_recipe("smoke_buckets", tmp_path, monkeypatch)
   assert all(record["image_mask"].sum() >= 60 for record in records)  # hardly any padding
   assert len({tuple(record["image_grid"].tolist()) for record in records}) > 3
 
 
 def test_recipe_reads_pictures_of_many_shapes_and_pads_the_rest(tmp_path, monkeypatch):
-  from mmjax import config
-  from mmjax.training.streams import make_stream
-  from mmjax.training.user_data import resolve
-  from tests.data import formats
-  monkeypatch.setenv("MMJAX_DATA_DIR", str(tmp_path / "cache"))
-  given = {"data.train": formats.write_pictures(tmp_path / "data", count=40)}
-  node = resolve(config.load("contrastive/siglip_naflex:smoke", given))
-  stream, _ = make_stream(node["data"], "data")
-  records = [stream.record(row) for row in range(30)]
-  assert all(record["valid"] and record["image"].shape == (64, 8, 8, 3) for record in records)
+  node, records = of_recipe("smoke", tmp_path, monkeypatch)
   grids = {tuple(record["image_grid"].tolist()) for record in records}
   assert len(grids) > 3  # parts of many aspect ratios, for which 64 patches have six grids
   for record in records:
     seen = int(np.prod(record["image_grid"]))
     assert record["image_mask"].sum() == seen > 32 and not record["image"][seen:].any()
+  from mmjax.training.streams import make_stream
   held_out, _ = make_stream(node["eval_data"], "eval_data")
   assert tuple(held_out.record(0)["image_grid"].tolist()) == (7, 9)  # the picture of 20 x 24 as it is

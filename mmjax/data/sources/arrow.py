@@ -56,12 +56,12 @@ class Arrow:
   digest: str
 
   @functools.cached_property
-  def _tables(self) -> list[list[pa.RecordBatch]]:
-    return [_open(file).to_batches() for file in self.files]
+  def _tables(self) -> list[pa.Table]:
+    return [_open(file) for file in self.files]
 
   @functools.cached_property
   def _batches(self) -> list[pa.RecordBatch]:
-    return [batch for batches in self._tables for batch in batches]
+    return [batch for table in self._tables for batch in table.to_batches()]
 
   @functools.cached_property
   def _ends(self) -> np.ndarray:
@@ -79,19 +79,12 @@ class Arrow:
 
   def where(self, i: int) -> str:
     """The file of a record, and its place there, for errors."""
-    for name, batches in zip(self.names, self._tables):
-      rows = sum(batch.num_rows for batch in batches)
-      if i < rows:
-        return f"{name}, row {i}"
-      i -= rows
-    raise IndexError(i)
+    file, row = index_cache.place(np.cumsum([table.num_rows for table in self._tables]), i)
+    return f"{self.names[file]}, row {row}"
 
   def __getitem__(self, i: int) -> dict[str, Any]:
-    if not 0 <= i < len(self):
-      raise IndexError(i)
-    number = int(np.searchsorted(self._ends, i, "right"))
+    number, own = index_cache.place(self._ends, i)
     batch = self._batches[number]
-    own = i - int(self._ends[number]) + batch.num_rows
     row = {name: column[own].as_py() for name, column in zip(batch.schema.names, batch.columns)}
     record = self.columns.renamed(row)
     if self.columns.caption:

@@ -19,6 +19,7 @@ import numpy as np
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from mmjax.data import columns as columns_lib
+from mmjax.data import index_cache
 from mmjax.data import places
 
 MANIFEST = "manifest.json"  # beside the files, if they were built here
@@ -59,15 +60,12 @@ class Examples:
 
   def where(self, i: int) -> str:
     """The file of a record, and its place there, for errors."""
-    for file, count in zip(self.files, self._counts):
-      if i < count:
-        return f"{places.name_of(file)}, record {i}"
-      i -= count
-    raise IndexError(i)
+    file, own = index_cache.place(self._ends, i)
+    return f"{places.name_of(self.files[file])}, record {own}"
 
   @functools.cached_property
-  def _counts(self) -> list[int]:
-    return [len(array_record_data_source.ArrayRecordDataSource([file])) for file in self.files]
+  def _ends(self) -> np.ndarray:
+    return np.cumsum([len(array_record_data_source.ArrayRecordDataSource([file])) for file in self.files])
 
   def __getitem__(self, i: int) -> dict[str, Any]:
     record = self.columns.renamed(decode(self._records[i]))

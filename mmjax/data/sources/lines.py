@@ -81,15 +81,8 @@ class Lines:
 
   def where(self, i: int) -> str:
     """The file of a record and its line there, for errors."""
-    number, own = self._place(i)
+    number, own = index_cache.place(self._ends, i)
     return f"{places.name_of(self.files[number])}, line {int(_index(self.indices[number])['line'][own])}"
-
-  def _place(self, i):
-    """(number of the file, of the line in its index)."""
-    if not 0 <= i < len(self):
-      raise IndexError(i)
-    number = int(np.searchsorted(self._ends, i, "right"))
-    return number, i - int(self._ends[number - 1] if number else 0)
 
   def row(self, i: int) -> dict[str, Any]:
     """The line's columns under their own names.
@@ -97,7 +90,7 @@ class Lines:
     Raises:
       ValueError: the line cannot be read; names the file and the line, counted from 1.
     """
-    number, own = self._place(i)
+    number, own = index_cache.place(self._ends, i)
     index = _index(self.indices[number])
     file = self.files[number]
     data = places.read(file, int(index["begin"][own]), int(index["end"][own]))

@@ -69,7 +69,7 @@ class Tar:
 
   def __getitem__(self, i: int) -> dict[str, Any]:
     """Raises ValueError naming shard and record if it is damaged, or a member is there twice."""
-    shard, own = self._place(i)
+    shard, own = index_cache.place(self._ends, i)
     try:
       return self._record(self.shards[shard], _index(self.indices[shard]), own)
     except ValueError as error:
@@ -77,15 +77,8 @@ class Tar:
 
   def where(self, i: int) -> str:
     """The shard of a record, its number there and its name, for errors."""
-    shard, own = self._place(i)
+    shard, own = index_cache.place(self._ends, i)
     return f"{places.name_of(self.shards[shard])}, record {own}, {_key(_index(self.indices[shard]), own)}"
-
-  def _place(self, i):
-    """(number of the shard, of the record in it)."""
-    if not 0 <= i < len(self):
-      raise IndexError(i)
-    shard = int(np.searchsorted(self._ends, i, "right"))
-    return shard, i - int(self._ends[shard - 1] if shard else 0)
 
   def _record(self, shard, index, i):
     if (index["bad"] == i).any():
