@@ -124,7 +124,7 @@ class Decode:
                                        fastupsample=False)
         return _upright(image, data)
     try:
-      with Image.open(io.BytesIO(data)) as opened:
+      with records.open_picture(data) as opened:
         self._check_size(opened.height, opened.width)
         return self._from_pillow(ImageOps.exif_transpose(opened))
     except Image.DecompressionBombError as error:

@@ -3,10 +3,8 @@ move with it (geometry.py), so decode them before the first transform that crops
 """
 
 import dataclasses
-import io
 
 import numpy as np
-from PIL import Image
 
 from mmjax.data import image_transforms
 from mmjax.data import records
@@ -83,7 +81,7 @@ class DecodeLabels:
   def __call__(self, record, rng):
     value = records.get(record, self.key)
     if not isinstance(value, np.ndarray) or value.ndim == 1:  # a file, perhaps as a vector of bytes
-      with Image.open(io.BytesIO(records.data(record, self.key))) as opened:
+      with records.open_picture(records.data(record, self.key)) as opened:
         if opened.mode not in ("L", "P", "1") and not opened.mode.startswith("I"):
           raise ValueError(f"{self.key!r} must be grey or have a palette, so that its numbers are "
                            f"labels; found mode {opened.mode}")

@@ -1,6 +1,7 @@
 """Files by path, on this machine or behind a URL that fsspec knows (gs://, s3://, https://, ...)."""
 
 import contextlib
+import errno
 import glob
 import hashlib
 import os
@@ -58,6 +59,37 @@ def names_in(path: str) -> list[str]:
     files, inner = fsspec.core.url_to_fs(path)
     names = [name.rstrip("/").rpartition("/")[2] for name in files.ls(inner, detail=False)]
   return sorted(name for name in names if not name.startswith("."))
+
+
+def files_under(folder: str, endings: tuple[str, ...]) -> dict[str, int]:
+  """{path in the folder: bytes} of the files at any depth whose names end so, in the order of folders and names.
+
+  Links to folders are followed, hidden files and folders passed over. A link to nothing has -1 bytes: it is
+  for the reader to find it broken.
+  """
+  found = {}
+
+  def visit(path, inside, above):
+    here = os.path.realpath(path)
+    if here in above:  # a link to a folder that it lies in
+      return
+    with os.scandir(path) as entries:
+      for entry in sorted(entries, key=lambda one: one.name):
+        if entry.name.startswith("."):
+          continue
+        size = -1
+        try:
+          if entry.is_dir():
+            visit(entry.path, f"{inside}{entry.name}/", (*above, here))
+            continue
+          size = entry.stat().st_size
+        except OSError as error:
+          if error.errno not in (errno.ENOENT, errno.ELOOP):  # a link to nothing, or to itself
+            raise
+        if entry.name.lower().endswith(endings):
+          found[inside + entry.name] = size
+  visit(folder, "", ())
+  return found
 
 
 def join(folder: str, name: str) -> str:

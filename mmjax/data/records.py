@@ -1,5 +1,8 @@
 """Reading a record's values, with errors that say what was expected."""
 
+import io
+
+from PIL import Image, UnidentifiedImageError
 import numpy as np
 
 
@@ -43,6 +46,19 @@ def data(record, key):
   if not isinstance(value, bytes):
     raise TypeError(f"{key!r} must be an encoded image in bytes, found {describe(value)}")
   return value
+
+
+def open_picture(file):
+  """Pillow's image of an encoded file.
+
+  Raises:
+    ValueError: there is nothing in it, or no picture; says what the file begins with.
+  """
+  try:
+    return Image.open(io.BytesIO(file))
+  except UnidentifiedImageError as error:
+    raise ValueError(f"no picture that is known: {len(file):,} bytes that begin with {file[:12]!r}" if file else
+                     "the picture's file is empty") from error
 
 
 def text(value):

@@ -24,6 +24,7 @@ from mmjax.data import places, sources
 from mmjax.data.sources import arrow, examples, folder, lines, pictures
 
 SOURCES = tuple(info.name for info in pkgutil.iter_modules(sources.__path__))
+SPLITS = ("train", "val", "valid", "validation", "dev", "test")  # names of folders
 METADATA = ("metadata", "captions", "labels", "annotations", "train")  # names of tables, in this order
 TABLES = (*lines.ENDINGS, *arrow.ENDINGS)
 _PART = re.compile(r"\[([\d.%]*:[\d.%]*|train|held_out)\]$")
@@ -102,7 +103,8 @@ def at(path: str) -> Node:
 
   A folder is, in this order: prepared by tensorflow_datasets, saved by Hugging Face `datasets`,
   shards (.tar, .array_record, .parquet, .arrow), pictures that a table beside them describes,
-  pictures with text files beside them, class folders, or just pictures.
+  pictures with text files beside them, class folders, or just pictures. Of the folders "train", "val",
+  "test" it is "train" that is read.
   """
   found = places.expand(path)
   first = found[0]
@@ -153,6 +155,10 @@ def _of_folder(path):
   if tables or "data" in names and any(
       name.endswith(arrow.ENDINGS) for name in places.names_in(places.join(path, "data"))):
     return {"name": "arrow", "path": path}
+  folders = [name for name in names if places.is_folder(places.join(path, name))] if "train" in names else []
+  if "train" in folders and set(folders) <= set(SPLITS):
+    _log.warning("%s holds the folders %s: train is read; for another give its path", path, ", ".join(folders))
+    return _of_folder(places.join(path, "train"))
   if places.is_remote(path):
     raise ValueError(f"{path} holds no shards (*.tar, *.array_record, *.parquet); a folder of pictures "
                      "is read on this machine only")
@@ -181,11 +187,13 @@ def _of_pictures(path, names):
   stems = {os.path.splitext(name)[0] for name in files}
   if any(name.endswith(".txt") and os.path.splitext(name)[0] in stems for name in found):
     return {"name": "pictures", "path": path}
-  depths = {name.count("/") for name in files}
-  if depths == {1}:
+  shallowest = min(name.count("/") for name in files)
+  tops = {name.split("/")[0] for name in files}
+  if shallowest == 1 and len(tops) > 1:
     return {"name": "folder", "path": path}
-  if depths == {2}:  # train/cat/1.jpg
-    first = os.path.join(path, files[0].split("/")[0])
+  if shallowest == 1:
+    _log.warning("%s: all pictures lie in one folder, %s, so there are no classes", path, *tops)
+  if shallowest == 2:  # first/cat/1.jpg
     _log.warning("%s: pictures lie two folders deep, so there are no classes; for class folders give one "
-                 "of the folders in it, such as %s", path, first)
+                 "of the folders in it, such as %s", path, os.path.join(path, min(tops)))
   return {"name": "pictures", "path": path}

@@ -2,12 +2,10 @@
 
 import collections
 import dataclasses
-import io
 import unicodedata
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from mmjax.data import columns, hashes, image_transforms, records
 from mmjax.data.build import pool
@@ -130,7 +128,7 @@ def _picture(found, value):
   """Counts a picture; its exact and perceptual hash."""
   image = _decode({"image": value}, None)["image"]
   if isinstance(value, bytes):
-    with Image.open(io.BytesIO(value)) as opened:
+    with records.open_picture(value) as opened:
       moving = " animated" if getattr(opened, "is_animated", False) else ""
       found.forms[f"{opened.format} {opened.mode}{moving}"] += 1
     found.numbers["bytes"].append(len(value))

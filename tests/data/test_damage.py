@@ -49,6 +49,13 @@ def test_three_hundred_damaged_files_are_bad_records_or_pictures_never_a_crash_o
   assert records.record(0)["valid"]
 
 
+@pytest.mark.parametrize("data, why", [(b"", "the picture's file is empty"),
+                                       (b"<html>no</html>", "no picture that is known: 15 bytes that begin with b'<html>no")])
+def test_file_that_is_no_picture_is_told_by_what_is_in_it(data, why):
+  with pytest.raises(ValueError, match=why):
+    T.Decode()({"image": data}, None)
+
+
 @pytest.mark.parametrize("name", sorted(damage.unusual()))
 def test_rare_forms_are_read_as_pillow_shows_them(name):
   data = damage.unusual()[name]

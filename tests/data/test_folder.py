@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from mmjax.data import transforms
+from mmjax.data import spec, transforms
 from mmjax.data.sources import arrays, folder
 from mmjax.data.stream import Stream
 
@@ -31,6 +31,23 @@ def test_records_are_the_pictures_of_the_sorted_class_folders(tmp_path):
   assert [source[i]["label"] for i in range(len(source))] == [0, 1, 2, 2]
   record = Stream(source, (transforms.Decode(), transforms.Resize(4)), shuffle=False).record(3)
   assert record["valid"] and record["image"].shape == (4, 4, 3) and record["label"] == 2
+
+
+def test_folders_in_class_folders_links_and_links_to_nothing(tmp_path):
+  path = write(tmp_path / "root", cat=["a.png", "link.png"], dog=["a.jpg"])
+  write(tmp_path / "elsewhere", owl=["a.png"])
+  write(tmp_path / "root" / "cat", inner=["b.png"])
+  (tmp_path / "root" / "owl").symlink_to(tmp_path / "elsewhere" / "owl")
+  (tmp_path / "root" / "dog" / "again").symlink_to(tmp_path / "root")  # without end, if it were followed
+  (tmp_path / "root" / "cat" / "link.png").unlink()
+  (tmp_path / "root" / "cat" / "link.png").symlink_to("nowhere.png")
+  (tmp_path / "root" / "dog" / "self.png").symlink_to("self.png")
+  source = spec.open_source(path)
+  assert source.files == ("cat/a.png", "cat/inner/b.png", "cat/link.png", "dog/a.jpg", "dog/self.png", "owl/a.png")
+  records = Stream(source, (transforms.Decode(), transforms.Resize(4)), shuffle=False)
+  found = [records.record(i) for i in range(len(source))]
+  assert [int(record["label"]) for record in found if record["valid"]] == [0, 0, 1, 2]
+  assert "cat/link.png" in str(found[2]["error"])
 
 
 def test_digest_follows_names_and_sizes(tmp_path):

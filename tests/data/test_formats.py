@@ -169,6 +169,39 @@ def test_file_twice_in_a_tar_and_bad_members_are_bad_records(tmp_path):
   assert source[3] == {"id": "d", "image": b"5", "caption": []}
 
 
+def test_members_of_a_record_need_not_be_neighbours(tmp_path):
+  """`tar` packs a folder in the order in which it lists it; of tars joined end to end names come again."""
+  with tarfile.open(tmp_path / "a.tar", "w") as archive:
+    for name, data in (("./a.jpg", b"1"), ("./b.jpg", b"2" * (tar._GAP + 1)), ("./b.txt", b"y"), ("./a.txt", b"x"),
+                       ("./a.jpg", b"3"), ("./a.txt", b"z"), ("./c.jpg", b"4")):
+      formats.add(archive, name, data)
+  source = source_of(str(tmp_path / "a.tar"))
+  found = [(source[i]["id"], source[i]["image"][:1], source[i]["caption"]) for i in range(len(source))]
+  assert found == [("./a", b"1", ["x"]), ("./b", b"2", ["y"]), ("./a", b"3", ["z"]), ("./c", b"4", [])]
+
+
+def test_tar_that_ends_at_a_file_without_closing_is_told(tmp_path, caplog):
+  folder = formats.write_tars(tmp_path / "shards", shards=1)
+  file = tmp_path / "shards" / "000.tar"
+  with tarfile.open(file) as archive:
+    begin = next(member for member in archive if member.name.startswith("some/000004")).offset
+  file.write_bytes(file.read_bytes()[:begin])
+  assert len(source_of(folder)) == 4 and "if it was cut short, records are missing" in caplog.text
+
+
+@pytest.mark.parametrize("delimiter", (";", "\t", "|"))
+def test_csv_with_another_delimiter_is_read(tmp_path, delimiter):
+  file = formats.write_csv(tmp_path / "data", delimiter=delimiter)
+  source = source_of(file)
+  assert [source[i]["caption"] for i in range(len(source))] == [[formats.caption(i)] for i in range(formats.COUNT)]
+
+
+def test_table_that_is_no_utf_8_is_refused(tmp_path):
+  (tmp_path / "a.csv").write_bytes("image,caption\na.jpg,x\n".encode("utf-16"))
+  with pytest.raises(ValueError, match="a.csv is not UTF-8 .*; save it as UTF-8"):
+    source_of(str(tmp_path / "a.csv"))
+
+
 def test_lines_that_cannot_be_read_keep_their_row(tmp_path):
   formats.write_csv(tmp_path)
   file = tmp_path / "metadata.csv"
@@ -281,10 +314,30 @@ def _write(path, data=b""):
 
 
 def test_folders_two_deep_are_no_classes_and_it_is_told(tmp_path, caplog):
-  formats.write_classes(tmp_path / "train")
-  formats.write_classes(tmp_path / "val")
+  formats.write_classes(tmp_path / "first")
+  formats.write_classes(tmp_path / "second")
   assert spec.parse(str(tmp_path))["name"] == "pictures"
-  assert f"give one of the folders in it, such as {tmp_path}/train" in caplog.text
+  assert f"give one of the folders in it, such as {tmp_path}/first" in caplog.text
+  with pytest.raises(ValueError, match="so that its folders are no classes; give one of them, such as .*first"):
+    source_of(f"folder:{tmp_path}")
+
+
+def test_one_folder_is_no_class_and_it_is_told(tmp_path, caplog):
+  formats.write_pictures(tmp_path / "images")
+  for file in tmp_path.rglob("*.txt"):
+    file.unlink()
+  assert spec.parse(str(tmp_path))["name"] == "pictures"
+  assert "all pictures lie in one folder, images, so there are no classes" in caplog.text
+
+
+@pytest.mark.parametrize("write", (formats.write_csv, formats.write_classes, formats.write_tars),
+                         ids=lambda write: write.__name__)
+def test_of_folders_called_as_splits_it_is_train_that_is_read(write, tmp_path, caplog):
+  write(tmp_path / "data" / "train", count=7)
+  write(tmp_path / "data" / "val", count=3)
+  (tmp_path / "data" / "README.md").write_text("of two splits")
+  assert len(source_of(str(tmp_path / "data"))) == 7
+  assert "train is read; for another give its path" in caplog.text
 
 
 def test_arrow_files_of_other_columns_are_refused(tmp_path):

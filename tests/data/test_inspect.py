@@ -56,7 +56,7 @@ def test_page_shows_broken_records_and_what_the_model_sees(tmp_path, capsys):
   (tmp_path / "data" / "004.jpg").write_bytes(b"none <b>")
   assert cli.main(["data", "inspect", path, "--config=contrastive/siglip:smoke", "--processes=0"]) == 0
   printed = capsys.readouterr().out
-  assert "JPEG RGB: 8" in printed and "record 2: 004.jpg: UnidentifiedImageError" in printed
+  assert "JPEG RGB: 8" in printed and "record 2: 004.jpg: ValueError: no picture that is known" in printed
   page = (tmp_path / "data_inspect" / "inspect.html").read_text(encoding="utf-8")
   assert "of 32 tokens]" in page and "picture 1" in page and "bad</b>" in page and "http" not in page
   sheet = np.asarray(Image.open(tmp_path / "data_inspect" / "contact_sheet.png"))

@@ -1,4 +1,4 @@
-"""Pictures in folders named by their class: ROOT/<class name>/*.png.
+"""Pictures in folders named by their class: ROOT/<class name>/*.png, and in folders within these.
 
 A record is a dict of
 
@@ -14,7 +14,9 @@ import logging
 import os
 import pathlib
 
-ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+from mmjax.data import places
+
+ENDINGS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 _log = logging.getLogger(__name__)
 
@@ -78,17 +80,15 @@ def build(path: str, names: str | None = None):
   if not classes:
     raise ValueError(f"path: {path} holds no folders; put the pictures of each class into "
                      f"{os.path.join(path, 'CLASS NAME')}")
-  sizes = {}
-  for name in classes:
-    found = {f"{name}/{entry.name}": entry.stat().st_size
-             for entry in _visible(os.path.join(path, name))
-             if entry.name.lower().endswith(ENDINGS)}
-    if not found:
-      _log.warning("%s has no pictures (*%s)", os.path.join(path, name), ", *".join(ENDINGS))
-    sizes |= sorted(found.items())
+  sizes = {name: size for name, size in places.files_under(path, ENDINGS).items() if "/" in name}
+  for name in set(classes) - {file.split("/")[0] for file in sizes}:
+    _log.warning("%s has no pictures (*%s)", os.path.join(path, name), ", *".join(ENDINGS))
   if not sizes:
     raise ValueError(f"path: none of the {len(classes)} folders in {path} holds a picture "
                      f"(*{', *'.join(ENDINGS)})")
+  if min(file.count("/") for file in sizes) > 1:
+    raise ValueError(f"path: the pictures in {path} lie two folders deep, so that its folders are no classes; "
+                     f"give one of them, such as {os.path.join(path, classes[0])}")
   digest = hashlib.sha256(repr((classes, list(sizes.items()))).encode()).hexdigest()
   return Folder(path, tuple(classes), tuple(sizes), digest, _called(names, classes) if names else None)
 

@@ -27,6 +27,7 @@ from mmjax.data import columns as columns_lib
 from mmjax.data import index_cache, places
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_OTHERS = ";\t|,"  # that a .csv may have instead: a spreadsheet writes what its country uses
 ENDINGS = (".jsonl", ".ndjson", *DELIMITERS)
 _MOST_CLASSES = 100_000
 _MOST_LINES = 1000  # of a record
@@ -43,6 +44,7 @@ class Lines:
     files: of the tables.
     indices: the folder of each one's index.
     headings: names of the columns of each .csv or .tsv; () for .jsonl.
+    delimiters: what stands between the cells of each; None for .jsonl.
     root: where the pictures lie that the lines name.
     columns: which of them are image, caption and label.
     classes: texts of the label's column, sorted; None if it holds numbers, or there is none.
@@ -52,6 +54,7 @@ class Lines:
   files: tuple[str, ...]
   indices: tuple[str, ...]
   headings: tuple[tuple[str, ...], ...]
+  delimiters: tuple[str | None, ...]
   root: str
   columns: columns_lib.Columns
   classes: tuple[str, ...] | None
@@ -95,7 +98,7 @@ class Lines:
     file = self.files[number]
     data = places.read(file, int(index["begin"][own]), int(index["end"][own]))
     try:
-      return _parse(data, self.headings[number], DELIMITERS.get(places.ending(file)))
+      return _parse(data, self.headings[number], self.delimiters[number])
     except (ValueError, csv.Error) as error:
       raise ValueError(f"{places.name_of(file)}, line {int(index['line'][own])}: {error}") from error
 
@@ -193,19 +196,21 @@ def build(path: str | tuple, root: str | None = None, image: str | None = None,
     ValueError: no such file, another ending, no records, no such column, or too many classes.
   """
   files = [file for one in ((path,) if isinstance(path, str) else path) for file in places.expand(one)]
-  indices, headings, digest = [], [], hashlib.sha256()
+  indices, headings, delimiters, digest = [], [], [], hashlib.sha256()
   for file in files:
     if places.ending(file) not in ENDINGS:
       raise ValueError(f"path: {file} is none of {', '.join(ENDINGS)}")
     key = places.stamp(file)
     index = index_cache.arrays("lines", key, lambda: _checked(walk(file), file))
     indices.append(str(index_cache.path_of("lines", key)))
-    headings.append(_heading(file, index))
+    heading, delimiter = _heading(file, index)
+    headings.append(heading)
+    delimiters.append(delimiter)
     digest.update(index["sha256"].tobytes())
   # The heading is no record.
   indices = [_without_heading(folder) if heading else folder
              for folder, heading in zip(indices, headings)]
-  source = Lines(tuple(files), tuple(indices), tuple(headings), root or places.folder_of(files[0]),
+  source = Lines(tuple(files), tuple(indices), tuple(headings), tuple(delimiters), root or places.folder_of(files[0]),
                  columns_lib.Columns(), None, digest.hexdigest())
   if not len(source):
     raise ValueError(f"path: {path} has no records")
@@ -228,17 +233,22 @@ def _checked(index, file):
 
 
 def _heading(file, index):
-  delimiter = DELIMITERS.get(places.ending(file))
-  if delimiter is None:
-    return ()
+  """Names of the columns, and what stands between them: what the ending says unless that makes one column only."""
+  usual = DELIMITERS.get(places.ending(file))
+  if usual is None:
+    return (), None
   if not len(index["begin"]):
     raise ValueError(f"path: {file} is empty; its first line should name the columns")
   line = places.read(file, int(index["begin"][0]), int(index["end"][0]))
   try:
-    heading = next(csv.reader(io.StringIO(line.decode("utf-8-sig"), newline=""), delimiter=delimiter))
-  except (ValueError, csv.Error) as error:
+    text = line.decode("utf-8-sig")
+    cells = {one: next(csv.reader(io.StringIO(text, newline=""), delimiter=one)) for one in usual + _OTHERS}
+  except UnicodeDecodeError as error:
+    raise ValueError(f"path: {file} is not UTF-8 ({error}); save it as UTF-8") from error
+  except csv.Error as error:
     raise ValueError(f"path: the heading of {file} cannot be read: {error}") from error
-  return tuple(cell.strip() for cell in heading)
+  delimiter = usual if len(cells[usual]) > 1 else max(cells, key=lambda one: len(cells[one]))
+  return tuple(cell.strip() for cell in cells[delimiter]), delimiter
 
 
 def _without_heading(folder):

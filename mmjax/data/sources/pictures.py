@@ -65,16 +65,8 @@ def _lines(file):
 
 
 def listing(path: str) -> dict[str, int]:
-  """{path in the folder: bytes} of pictures and text files, sorted; hidden files are passed over."""
-  found = {}
-  for folder, folders, files in os.walk(path):
-    folders[:] = [name for name in folders if not name.startswith(".")]
-    inside = os.path.relpath(folder, path)
-    for name in files:
-      if not name.startswith(".") and name.lower().endswith((*ENDINGS, ".txt")):
-        where = name if inside == "." else f"{inside.replace(os.sep, '/')}/{name}"
-        found[where] = os.stat(os.path.join(folder, name)).st_size
-  return dict(sorted(found.items()))
+  """{path in the folder: bytes} of pictures and text files, sorted."""
+  return dict(sorted(places.files_under(path, (*ENDINGS, ".txt")).items()))
 
 
 def build(path: str) -> Pictures:

@@ -1,4 +1,4 @@
-"""WebDataset shards: .tar files in which neighbouring members of one name make a record.
+"""WebDataset shards: .tar files in which members of one name make a record.
 
 The members "000/a.jpg", "000/a.txt" and "000/a.seg.png" are the record "000/a" with the columns
 "jpg", "txt" and "seg.png". A record is a dict of
@@ -10,8 +10,8 @@ The members "000/a.jpg", "000/a.txt" and "000/a.seg.png" are the record "000/a" 
   ...         what else there is: the values of "json" by their keys, other columns as bytes
 
 Shards are read at random: where each member lies is found once by walking through the headers, and
-kept in the cache folder (mmjax/data/index_cache.py). They may lie behind a URL; a record is one
-request.
+kept in the cache folder (mmjax/data/index_cache.py). They may lie behind a URL; a record whose members
+are neighbours is one request. They need not be: `tar` itself packs a folder in whatever order it lists it.
 """
 
 import concurrent.futures
@@ -32,6 +32,7 @@ from mmjax.data import index_cache, places
 BLOCK = 512  # bytes: members begin at multiples of it
 MISSING, TWICE = -1, -2  # instead of a member's size
 _SCANS = 8  # shards that are walked through at a time
+_GAP = 2**18  # bytes that are read in vain rather than asking for each member
 _log = logging.getLogger(__name__)
 
 
@@ -89,12 +90,14 @@ class Tar:
       twice = index["endings"][int((sizes == TWICE).argmax())]
       raise ValueError(f"the tar holds two files {key}.{twice}")
     there = np.flatnonzero(sizes != MISSING)
-    first = int(begins[there].min())
-    data = places.read(shard, first, int((begins + sizes)[there].max()))
+    first, last = int(begins[there].min()), int((begins + sizes)[there].max())
+    near = last - first - int(sizes[there].sum()) <= _GAP
+    data = places.read(shard, first, last) if near else b""
     members = {}
     for column in there:
-      at = int(begins[column]) - first
-      members[str(index["endings"][column])] = data[at:at + int(sizes[column])]
+      at, size = int(begins[column]), int(sizes[column])
+      members[str(index["endings"][column])] = (
+          data[at - first:at - first + size] if near else places.read(shard, at, at + size))
     return {"id": key, **self._named(key, members)}
 
   def _named(self, key, members):
@@ -141,21 +144,24 @@ def walk(path: str) -> dict[str, np.ndarray]:
     [N], "bad": int64 [K] records that cannot be read, "why": str [K]}. What follows a damaged place
     is one bad record: how many it were cannot be known.
   """
-  records, why = [], {}
+  records, latest, why = [], {}, {}
   total = places.size(path)
   with places.open_file(path) as file:
     try:
       archive = tarfile.open(fileobj=file, mode="r:")
       for member in archive:
         if member.isreg():
-          _add(records, member)
+          record = _add(records, latest, member)
           if member.offset_data + member.size > total:
-            why[len(records) - 1] = f"the file ends within {member.name} (truncated?)"
+            why[record] = f"the file ends within {member.name} (truncated?)"
       tail = places.read(path, archive.offset, archive.offset + BLOCK)
-      if len(tail) and (len(tail) < BLOCK or any(tail)) and len(records) - 1 not in why:
+      if not tail and not why:
+        _log.warning("%s ends without the empty block that closes a tar; if it was cut short, records are "
+                     "missing", path)
+      elif (len(tail) < BLOCK or any(tail)) and not why:
         why[len(records)] = f"what follows byte {archive.offset} of {total} is no tar header"
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-      if len(records) - 1 not in why:
+      if not why:
         why[len(records)] = f"cannot be read as a tar from here on: {error}"
   if len(records) in why:
     records.append(("", {}))
@@ -164,18 +170,25 @@ def walk(path: str) -> dict[str, np.ndarray]:
   return _arrays(records, why)
 
 
-def _add(records, member):
-  """Appends a member to its record: {ending: (begin, size)}."""
+def _add(records, latest, member):
+  """Adds a member {ending: (begin, size)} to its record; the record's number, the next one's if it is in none.
+
+  Args:
+    latest: {key: number of the newest record of that name}.
+  """
   folder, slash, name = member.name.rpartition("/")
   stem, dot, ending = name.partition(".")
   if not dot or not stem or name.startswith("."):
-    return  # a file without ending is no part of a record, nor one that is hidden
-  key = folder + slash + stem
-  if not records or records[-1][0] != key:
+    return len(records)  # a file without ending is no part of a record, nor one that is hidden
+  key, ending = folder + slash + stem, ending.lower()
+  number, newest = latest.get(key, len(records)), len(records) - 1
+  if number == len(records) or number < newest and ending in records[number][1]:
+    # A name that comes again later with the same endings is another record: tars are joined end to end.
+    number = latest[key] = len(records)
     records.append((key, {}))
-  members = records[-1][1]
-  ending = ending.lower()
+  members = records[number][1]
   members[ending] = (member.offset_data, TWICE if ending in members else member.size)
+  return number
 
 
 def _arrays(records, why):
