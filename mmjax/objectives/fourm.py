@@ -15,6 +15,7 @@ from mmjax.losses.classification import token_cross_entropy
 from mmjax.masking import budgets, modalities
 from mmjax.models import fourm
 from mmjax.models.modality import Modality
+from mmjax.nn.names import within
 from mmjax.objectives.contract import Objective, weigh
 from mmjax.objectives.encoder import Encoder
 
@@ -86,6 +87,8 @@ class FourM(Objective):
   def init(self, rng, batch):
     keys = jax.random.split(rng, 2 + len(self.modalities))
     state = {}
+    with within("encoder"):
+      self.encoder.grid_of(batch[self._image].shape)
     for key, (name, row) in zip(keys[2:], sorted(self.modalities.items())):
       own = {"target": row.target.init(key, batch)} if row.kind == "tokens" else {}
       self._check(name, row, own, batch)
@@ -194,7 +197,7 @@ class FourM(Objective):
     at = f"modalities.{name}"
     if row.kind != "tokens" and row.source not in batch:
       raise ValueError(f"{at}.source: the batch has no {row.source!r}; data gives "
-                       f"{', '.join(batch)}")
+                       f"{', '.join(batch)}: see data.transforms")
     if row.kind == "sequence" and batch[row.source].shape[1] != row.length:
       raise ValueError(f"{at}.length: {row.length}, but {row.source!r} has "
                        f"{batch[row.source].shape[1]} tokens")
@@ -205,7 +208,7 @@ class FourM(Objective):
       ids = jax.eval_shape(lambda batch: self._ids_of(row, state, batch), batch)
     except KeyError as error:
       raise ValueError(f"{at}.target: it reads {error}, which the batch has not; data gives "
-                       f"{', '.join(batch)}") from error
+                       f"{', '.join(batch)}: see data.transforms") from error
     if size != row.vocab:
       raise ValueError(f"{at}.vocab: {row.vocab}, but its tokenizer has {size} ids")
     if ids.shape[1:] != (math.prod(row.grid),) or ids.dtype != jnp.int32:

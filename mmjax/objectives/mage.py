@@ -6,6 +6,7 @@ trained so also generates: `mmjax/generate/masked_iterative.py`.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -15,7 +16,9 @@ import jax.numpy as jnp
 
 from mmjax import masking
 from mmjax.losses import classification as losses
+from mmjax.masking.variable import VariableMask
 from mmjax.models.mage import TokenHead
+from mmjax.nn.names import within
 from mmjax.objectives.contract import Objective, weigh
 from mmjax.objectives.encoder import Encoder
 from mmjax.parallel import mesh as mesh_lib
@@ -69,9 +72,13 @@ class Mage(Objective):
 
   def init(self, rng, batch):
     keys = jax.random.split(rng, 3)
+    with within("encoder.tokenizer"):
+      grid = self.tokenizer.grid_of(batch["image"].shape)
+    with within("mask"):
+      mask = jax.eval_shape(lambda: self.mask(jax.random.split(keys[0], 1), grid))
+      masking.check_kind(mask, masking.Mask, VariableMask)
     variables = self.encoder.init(keys[0], batch["image"])
     encoder = mesh_lib.unbox(variables["params"])
-    grid = self.tokenizer.grid_of(batch["image"].shape)
     features = self._encode(encoder, jnp.zeros((len(batch["image"]), *grid), jnp.int32))
     decoder = self.decoder.init(keys[1], features, None, grid)["params"]
     hidden = self.decoder.apply({"params": mesh_lib.unbox(decoder)}, features, None, grid)
@@ -122,23 +129,27 @@ class Mage(Objective):
     grid = self.tokenizer.grid_of(batch["image"].shape)
     ids = jax.lax.stop_gradient(self._ids(ctx.state, batch))
     mask = self.mask(ctx.keys("mask", batch), grid)
-    keys = ctx.keys("model", batch) if ctx.train else None
-    logits = self._predict(params, ids, mask.masked, grid, mask, keys, ctx.train)
+    draws = functools.partial(ctx.keys, batch=batch) if ctx.train else None
+    logits = self._predict(params, ids, mask.masked, grid, mask, draws)
     loss = losses.softmax_cross_entropy(logits, ids, self.smoothing if ctx.train else 0.0)
     correct = losses.top_k_correct(jax.lax.stop_gradient(logits), ids)
     return {"loss": loss, "correct": correct, "masked": mask.masked}
 
-  def _predict(self, params, ids, masked, grid, mask=None, keys=None, train=False):
-    """float32 [B, N, K]. The encoder gets `mask.keep`, or all; nobody sees `masked` ids."""
+  def _predict(self, params, ids, masked, grid, mask=None, draws=None):
+    """float32 [B, N, K]. The encoder gets `mask.keep`, or all; nobody sees `masked` ids.
+
+    Args:
+      draws: gives the keys [B] of a name; None where this is no training.
+    """
     seen = jnp.where(masked, self.tokenizer.codes, ids).reshape(len(ids), *grid)
     keep = None if mask is None else mask.keep
-    features = self._encode(params["encoder"], seen, keep=keep, keys=keys, train=train)
+    run = lambda name: {"keys": draws(name), "train": True} if draws else {}
+    features = self._encode(params["encoder"], seen, keep=keep, **run("model"))
     tokens, filling = features["tokens"], features["prefix"][:, :1]
     if mask is not None:
       tokens = masking.restore(mask, tokens, filling)
     features = {**features, "tokens": jnp.where(masked[..., None], filling, tokens)}
-    hidden = self.decoder.apply({"params": params["decoder"]}, features, mask, grid, keys=keys,
-                                train=train)
+    hidden = self.decoder.apply({"params": params["decoder"]}, features, mask, grid, **run("decoder"))
     return self.head.apply({"params": params["head"]}, hidden, params["encoder"]["token_embed"])
 
   def _encode(self, params, ids, **how):

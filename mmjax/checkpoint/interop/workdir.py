@@ -23,7 +23,7 @@ TOKENIZER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "sp
 # In the objective's state, parts of the network that its encoder is in.
 STATE = tuple(f"state/{key.partition('.')[0]}/" for key in ENCODERS)
 AVERAGE = "teachers/ema/"  # of all parameters, which is what evaluators use where a run keeps it
-TEACHER = re.compile("teachers/(?:(?!ema/)[^/]+/)?(encoder/.*)")  # an EMA of the encoder, alone or among others
+TEACHER = re.compile("teachers/(?:teacher/)?(encoder/.*)")  # an EMA of the encoder, alone or with its heads
 # What a picture goes through where nothing is drawn at random, and what stands for a random crop there.
 IMAGE = ("Decode", "ToFloat", "Resize", "ResizeShort", "CentreCrop", "Letterbox", "CropToPatches", "Patchify",
          "Normalise")
@@ -44,14 +44,14 @@ def read(path: epath.Path, step: int | None = None) -> Pretrained:
   flat = paths.flatten(_restored(str(path / "checkpoints"), step))
   prefix = AVERAGE if any(name.startswith(AVERAGE) for name in flat) else "params/"
   params = {name.removeprefix(prefix): x for name, x in flat.items() if name.startswith(prefix)}
+  state = under(flat, "state")
   if config["objective"].get("eval_with") != "student":
     params |= {match[1]: x for name, x in flat.items() if (match := TEACHER.fullmatch(name))}
   image, text = transforms(config)
   text = tuple({**node, "tokenizer": node["tokenizer"].replace(HERE, str(path))} for node in text)
-  state = under(flat, "state")
   return Pretrained(
-      objective=_with_sources(config["objective"], state, str(path)), params=params, state=state, image=image,
-      text=text, labels=tuple(config.get("labels") or ()), eos_id=_eos(text), origin=str(path))
+      objective=_with_sources(config["objective"], state, str(path)), params=params, state=state, image=image, text=text,
+      labels=tuple(config.get("labels") or ()), eos_id=_eos(text), origin=str(path))
 
 
 def _with_sources(objective: Node, state: dict[str, Any], path: str) -> Node:
