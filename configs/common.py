@@ -243,6 +243,18 @@ def maps(split, labels=("depth", "normals", "semantic"), *, count, size, crop=No
   }
 
 
+def token_pictures(*, preset="half", **scene):
+  """Attention maps and principal components of patch tokens, for the report: `c.evals.update(token_pictures(...))`.
+
+  Args:
+    preset: of the transform `Normalise`, that with which the run trains.
+    scene: `count` and `size` of the pictures.
+  """
+  data = images("test", preset=preset, **scene)
+  return {"attention": {"name": "attention_maps", "data": data},
+          "components": {"name": "feature_pca", "data": data}}
+
+
 def dense_probes(*, count, size, records=512, every_percent=None, feature="image/tokens",
                  preset="half"):
   """Linear probes of depth, surface normals and segmentation on frozen patch tokens:
