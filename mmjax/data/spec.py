@@ -109,7 +109,7 @@ def _address(name, rest):
     return {"dataset": rest, "split": "train"}
   if name == "scenes":
     return {"split": rest} if rest else {}
-  if name == "joined":  # a SPEC within one, quoted if it has arguments
+  if name in ("joined", "packed"):  # of another SPEC, quoted if it has arguments
     rest = urllib.parse.unquote(rest)
   return {"path": rest}
 
@@ -206,8 +206,8 @@ def _described(path, tables, asked):
   chosen = known or of_text
   named = [name for name in chosen or tables[:1] if asked or _names_pictures(path, name)]
   if not named and any(not pictures.is_text(name) for name in pictures.listing(path)):
-    _log.warning("%s: %s is not read, for it names none of the pictures there; if it does, give ?image=COLUMN", path,
-                 ", ".join(tables[:3]))
+    _log.warning("%s: tables that name none of the pictures there are not read: %s; to read one of them all the same "
+                 "give ?image=COLUMN or ?root=FOLDER", path, ", ".join(tables[:3]))
     return None
   chosen = named or chosen
   if len(chosen) > 1 and not known:
@@ -224,7 +224,7 @@ def _names_pictures(path, table):
   try:
     rows = (lines if table.endswith(lines.ENDINGS) else arrow).first(file, _TRIED)
     column = columns_lib.find(dict.fromkeys(name for row in rows for name in row)).image
-  except (ValueError, OSError):
+  except ValueError:
     return False
   for row in rows if column else ():
     value = row.get(column[0])

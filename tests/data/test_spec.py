@@ -23,6 +23,11 @@ def test_plus_in_an_argument_is_a_plus():
   assert spec.parse("coco:a.json?root=R%26D%20x")["root"] == "R&D x"
 
 
+@pytest.mark.parametrize("name", ("joined", "packed"))
+def test_spec_within_a_spec_is_quoted(name):
+  assert spec.parse(f"{name}:a%3Fsplit%3Dtest?columns=c") == {"name": name, "path": "a?split=test", "columns": "c"}
+
+
 def test_argument_without_a_value_is_told():
   with pytest.raises(ValueError, match="'D' after '.' has no '='; expected arguments such as"):
     spec.parse("coco:a.json?root=R&D")
@@ -58,15 +63,26 @@ def test_tables_of_a_download_beside_its_pictures_are_not_read(tmp_path, caplog)
     parquet.write_table(pa.table({"url": ["http://a/b.jpg"], "caption": ["x"]}), tmp_path / f"{shard:05}.parquet")
   source = spec.open_source(str(tmp_path))
   assert len(source) == 6 and source[0]["caption"] == [formats.caption(0)]
-  assert "00000.parquet, 00001.parquet is not read, for it names none of the pictures there" in caplog.text
+  assert "tables that name none of the pictures there are not read: 00000.parquet, 00001.parquet; to read" in caplog.text
 
 
 def test_stray_table_does_not_take_the_place_of_class_folders(tmp_path, caplog):
   path = formats.write_classes(tmp_path)
   (tmp_path / "labels.csv").write_text("id,breed\n1,ant\n")
-  assert spec.parse(path) == {"name": "folder", "path": path} and "labels.csv is not read" in caplog.text
+  assert spec.parse(path) == {"name": "folder", "path": path} and "are not read: labels.csv" in caplog.text
   (tmp_path / "labels.csv").write_text("id,picture_of\nx,ant/000.jpg\ny,bee/001.jpg\n")
   assert spec.parse(f"{path}?image=picture_of")["name"] == "lines"  # but it does if its columns are named
+
+
+def test_table_with_a_bad_record_near_its_begin_still_describes_its_folder(tmp_path):
+  formats.write_csv(tmp_path, name="pairs.csv")
+  text = (tmp_path / "pairs.csv").read_bytes().replace(b"\r\n", b"\n").split(b"\n")
+  text[4] = b"images/003.jpg,one\rtwo,0"
+  (tmp_path / "pairs.csv").write_bytes(b"\n".join(text))
+  assert spec.parse(str(tmp_path))["name"] == "lines"
+  (tmp_path / "pairs.csv").write_bytes(b"\xff\xfe")
+  (tmp_path / "broken.parquet").write_bytes(b"none")
+  assert spec.parse(str(tmp_path))["name"] == "pictures"
 
 
 def test_of_several_tables_that_which_names_pictures_is_read(tmp_path):

@@ -83,6 +83,8 @@ def labels(text):
 def test_record_without_a_label_has_none(tmp_path, cells, want, names):
   (tmp_path / "a.csv").write_text("caption,label\n" + "".join(f"x,{cell}\n" for cell in cells))
   assert labels(str(tmp_path / "a.csv")) == (want, names)
+  parquet.write_table(pa.table({"caption": ["x"] * 3, "class": [value or None for value in cells]}), tmp_path / "a.parquet")
+  assert set(spec.open_source(str(tmp_path / "a.parquet"))[1]) == {"caption"}
   source = spec.open_source(str(tmp_path / "a.csv"))
   with pytest.raises(ValueError, match="the record has no 'label'"):  # so that it is bad where labels are read
     records.get(source[1], "label")

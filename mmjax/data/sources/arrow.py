@@ -108,6 +108,7 @@ class Arrow:
       record["image"] = _picture(record.get("image"), self.root)
     if self.columns.label:
       label = columns_lib.label(record.pop("label", None), self._numbers)
+      record.pop(self.columns.label[0], None)  # which kept its name if it is None
       record |= {} if label is None else {"label": label}
     return record
 
@@ -252,10 +253,13 @@ def first(path: str, count: int) -> list[dict[str, Any]]:
   Raises:
     ValueError: it cannot be read.
   """
-  if places.ending(path) == ".arrow":
-    return _open(path).slice(0, count).to_pylist()
-  with parquet.ParquetFile(path) as file:
-    return next((batch.to_pylist() for batch in file.iter_batches(batch_size=count)), [])
+  try:
+    if places.ending(path) == ".arrow":
+      return _open(path).slice(0, count).to_pylist()
+    with parquet.ParquetFile(path) as file:
+      return next((batch.to_pylist() for batch in file.iter_batches(batch_size=count)), [])
+  except (pa.ArrowException, OSError) as error:
+    raise ValueError(f"path: {path} cannot be read: {error}") from error
 
 
 def _values(tables, column):

@@ -14,6 +14,7 @@ kept in the cache folder.
 import array
 import codecs
 import collections
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -108,13 +109,22 @@ class Lines:
       raise ValueError(f"{places.name_of(file)}, line {int(index['line'][own])}: {error}") from error
 
   def __getitem__(self, i: int) -> dict[str, Any]:
-    record = self.columns.renamed(self.row(i))
+    """Raises ValueError naming file and line if it cannot be read."""
+    row = self.row(i)
+    try:
+      return self._record(row)
+    except (ValueError, TypeError) as error:
+      raise ValueError(f"{self.where(i)}: {error}") from error
+
+  def _record(self, row):
+    record = self.columns.renamed(row)
     if self.columns.caption:
       record["caption"] = columns_lib.captions(record.get("caption"))
     if self.columns.image:
       record["image"] = picture(record.get("image"), self.root)
     if self.columns.label:
       label = columns_lib.label(record.pop("label", None), self._numbers)
+      record.pop(self.columns.label[0], None)  # which kept its name if it is None
       record |= {} if label is None else {"label": label}
     return record
 
@@ -301,8 +311,11 @@ def first(path: str, count: int) -> list[dict[str, Any]]:
   with places.open_file(path) as file:
     head = (line.removeprefix(codecs.BOM_UTF8) for line in itertools.islice(file, _MOST_LINES))
     if heading:
-      rows = csv.reader((line.decode("utf-8", "replace") for line in head), delimiter=delimiter)
-      found = [dict(zip(heading, cells)) for cells in itertools.islice(filter(None, rows), count + 1)][1:]
+      rows = filter(None, csv.reader((line.decode("utf-8", "replace") for line in head), delimiter=delimiter))
+      with contextlib.suppress(csv.Error):  # of a record that is bad
+        for cells in itertools.islice(rows, count + 1):
+          found.append(dict(zip(heading, cells)))
+      found = found[1:]  # without the heading
     for line in () if heading else itertools.islice(head, count):
       try:
         found.append(_parse(line, (), None))
