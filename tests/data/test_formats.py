@@ -211,7 +211,7 @@ def test_lines_that_cannot_be_read_keep_their_row(tmp_path):
   source = source_of(str(file))
   assert len(source) == formats.COUNT + 2
   for i, why in ((1, "line 3: 1 cells, but the heading has 3"), (3, "line 6: 'utf-8' codec"),
-                 (4, "cannot read .*none.jpg: No such file")):
+                 (4, "^metadata.csv, line 7: cannot read .*none.jpg: No such file")):
     with pytest.raises(ValueError, match=why):
       source[i]
   assert source[2]["caption"] == ["two\nlines"] and source[2]["label"] == 2
