@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 
 _log = logging.getLogger(__name__)
-VERSION = 2  # of all forms of index; a change of one makes all anew
+VERSION = 3  # of all forms of index; a change of one makes all anew
 
 
 def cache_folder() -> pathlib.Path:
