@@ -15,6 +15,7 @@ from mmjax.checkpoint import paths
 from mmjax.checkpoint.checkpointer import Checkpointer, CheckpointError
 from mmjax.checkpoint.interop.pretrained import ENCODERS, Node, Pretrained, under
 from mmjax.data import tokenizers
+from mmjax.data.view_transforms import MultiCrop
 
 HERE = "{workdir}"  # in a converted workdir's config: where it lies, so that it can be moved
 # config.json says of which class the tokenizer is.
@@ -27,6 +28,7 @@ TEACHER = re.compile("teachers/(?:teacher/)?(encoder/.*)")  # an EMA of the enco
 # What a picture goes through where nothing is drawn at random, and what stands for a random crop there.
 IMAGE = ("Decode", "ToFloat", "Resize", "ResizeShort", "CentreCrop", "Letterbox", "CropToPatches", "Patchify",
          "Normalise")
+VIEWS = ("global_views", "local_views")  # what `MultiCrop` makes of a picture
 
 
 def read(path: epath.Path, step: int | None = None) -> Pretrained:
@@ -137,9 +139,17 @@ def _streams(node: Any) -> Iterable[Node]:
 
 
 def _plain(nodes):
+  """Of `nodes` those of `IMAGE`; the whole picture stands for a random crop of it, and for its views."""
   for node in nodes:
-    if node.get("name") in IMAGE:
+    keys = {*([node["key"]] if isinstance(node.get("key"), str) else node.get("key") or ())}
+    if node.get("name") in IMAGE and keys & {*VIEWS}:
+      if VIEWS[0] in keys:
+        yield {key: value for key, value in node.items() if key != "key"}
+    elif node.get("name") in IMAGE:
       yield node
+    elif node.get("name") == "MultiCrop":
+      yield {"name": "Resize", "size": node.get("global_size", MultiCrop.global_size),
+             "filter": node.get("filter", MultiCrop.filter)}
     elif node.get("name") == "RandomResizedCrop":
       yield {"name": "Resize", **{key: node[key] for key in ("size", "filter") if key in node}}
 
