@@ -105,6 +105,12 @@ class Masked(Objective):
       raise ValueError(f"beta: must be positive, not {self.beta}")
     ema.from_config(self.momentum)
 
+  @property
+  def vocabularies(self):
+    """{path in the config: ids that it has embeddings for}, of a text tower of the target."""
+    found = getattr(self.target, "vocabularies", {})
+    return {f"target.{path}": size for path, size in found.items()}
+
   def init(self, rng, batch):
     keys = jax.random.split(rng, 6)
     with within("encoder"):
@@ -216,6 +222,9 @@ class Masked(Objective):
     if not self.head and tokens.shape[-1] != size:
       raise ValueError(f"decoder: gives {tokens.shape[-1]} numbers a token where the target has {size}; "
                        "let it give as many, or take head=True")
+    if getattr(self.target, "text", None) is not None and self.mask.guided != "text":
+      raise ValueError("target.text: only a mask guided by 'text' has a use for it, and this one is "
+                       f"guided by {self.mask.guided!r}; leave it out, or take mask.name='text_guided'")
     if self.mask.guided not in (None, "loss"):
       jax.eval_shape(lambda: self.target(state, batch, grid, self.mask.guided))
 
