@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.generate import any_to_any
 from mmjax.losses.classification import token_cross_entropy
 from mmjax.masking import budgets, modalities
 from mmjax.models import fourm
@@ -151,6 +152,47 @@ class FourM(Objective):
     names = sorted(self.modalities) if names is None else names
     return {name: self._ids_of(self.modalities[name], state["modalities"].get(name), batch)
             for name in names if self.modalities[name].kind != "patches"}
+
+  def generate(self, ctx, params, batch, *, condition, stages):
+    """Modalities that the model makes, and the true ones beside them.
+
+    The keys of what is drawn follow from (seed, row) by the name "generate".
+
+    Args:
+      batch: has what the modalities named here are made of, and in any case images.
+      condition, stages: see `any_to_any.generate`.
+
+    Returns:
+      {"made": those of `stages`, "true": these and those of `condition`}, each {name: {...}}. In it
+      "ids" int32 [B, N], but of the patches; of a sequence "mask" bool [B, N], which of them are
+      there; of the patches, and of a grid whose tokenizer makes one, "picture" float32
+      [B, H, W, C]: with one channel a map of levels from 0 to 1, else pixels as the inputs have.
+
+    Raises:
+      ValueError: a modality cannot be had from this model.
+    """
+    made = any_to_any.generate(self, params, ctx.state, batch, ctx.keys("generate", batch),
+                               condition=condition, stages=stages)
+    names, table = [stage.modality for stage in stages], self.modalities
+    true = {name: self._shown(ctx.state, name, ids, batch.get(f"{table[name].source}_mask"))
+            for name, ids in self.ids(ctx.state, batch, [*condition, *names]).items()}
+    patches = [name for name in condition if table[name].kind == "patches"]
+    return {"made": {name: self._shown(ctx.state, name, made[name], made.get(f"{name}_mask"))
+                     for name in names},
+            "true": true | {name: {"picture": batch[self._image]} for name in patches}}
+
+  def _shown(self, state, name, ids, mask):
+    """One modality of `generate`; `mask` of a sequence, None: all is there."""
+    row = self.modalities[name]
+    if row.kind == "sequence":
+      return {"ids": ids, "mask": jnp.ones(ids.shape, bool) if mask is None else mask}
+    if not hasattr(row.target, "picture"):
+      return {"ids": ids}
+    try:
+      picture = row.target.picture(state["modalities"][name]["target"], ids, row.grid)
+    except ValueError:  # a tokenizer of features
+      return {"ids": ids}
+    return {"ids": ids, "picture": picture.astype(jnp.float32)}
 
   @property
   def _image(self):
