@@ -21,6 +21,7 @@ from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 from mmjax.data import columns as columns_lib
 from mmjax.data import index_cache
 from mmjax.data import places
+from mmjax.data import records
 
 MANIFEST = "manifest.json"  # beside the files, if they were built here
 TEXTS = ("id", "key", "url", "language")  # features of bytes that are read as str
@@ -105,24 +106,36 @@ def encode(record: dict[str, Any]) -> bytes:
   """A serialised `tf.train.Example`, the same bytes for the same record.
 
   Raises:
-    TypeError: a value is neither bytes, text, number, nor a list or array of one of these.
+    TypeError: a value is neither bytes, text, number, nor a list or array [N] of one of these.
+    ValueError: a text has no UTF-8, or a whole number has more than 64 bits.
   """
   features = {}
   for name, value in sorted(record.items()):
+    if isinstance(value, np.ndarray) and value.ndim > 1:  # its shape would be lost
+      raise TypeError(f"{name!r} cannot be stored: {records.describe(value)}; only pictures uint8 [H, W, C] and "
+                      "arrays of one axis can")
     values = value.reshape(-1).tolist() if isinstance(value, np.ndarray) else value
     values = list(values) if isinstance(values, (list, tuple)) else [values]
-    if all(isinstance(one, (str, bytes)) for one in values):
-      texts = [one.encode("utf-8") if isinstance(one, str) else one for one in values]
-      feature = tf_feature_pb2.Feature(bytes_list=tf_feature_pb2.BytesList(value=texts))
-    elif all(isinstance(one, (int, np.integer)) for one in values):
-      feature = tf_feature_pb2.Feature(int64_list=tf_feature_pb2.Int64List(value=values))
-    elif all(isinstance(one, (int, float, np.number)) for one in values):
-      feature = tf_feature_pb2.Feature(float_list=tf_feature_pb2.FloatList(value=values))
-    else:
+    try:
+      features[name] = _feature(values)
+    except ValueError as error:
+      raise ValueError(f"{name!r} cannot be stored: {error}") from error
+    if features[name] is None:
       raise TypeError(f"{name!r} cannot be stored: {type(value).__name__}")
-    features[name] = feature
   example = tf_example_pb2.Example(features=tf_feature_pb2.Features(feature=features))
   return example.SerializeToString(deterministic=True)
+
+
+def _feature(values):
+  """The list as a feature, None if there is none of its type."""
+  if all(isinstance(one, (str, bytes)) for one in values):
+    texts = [one.encode("utf-8") if isinstance(one, str) else one for one in values]
+    return tf_feature_pb2.Feature(bytes_list=tf_feature_pb2.BytesList(value=texts))
+  if all(isinstance(one, (int, np.integer)) for one in values):
+    return tf_feature_pb2.Feature(int64_list=tf_feature_pb2.Int64List(value=values))
+  if all(isinstance(one, (int, float, np.number)) for one in values):
+    return tf_feature_pb2.Feature(float_list=tf_feature_pb2.FloatList(value=values))
+  return None
 
 
 def build(path: str | tuple, image: str | None = None, caption: str | None = None,
