@@ -62,7 +62,7 @@ def _begin(source, folder, settings):
   """Makes the folder, or checks that the same job was begun there."""
   job = {"form": FORM, "source": source.name, "records": len(source), "source_digest": source.digest,
          "settings": dataclasses.asdict(settings)}
-  job_folder.begin(folder, "build.json", job, ("scan", "shards"))
+  job_folder.begin(folder, examples.BEGUN, job)
 
 
 def _scanned(source, folder, settings, processes):

@@ -217,6 +217,19 @@ def test_an_interrupted_build_goes_on_where_it_was_to_the_same_digest(where, tmp
   assert len(calls) == 6  # five blocks or shards, of which one was begun twice
 
 
+def test_a_build_that_was_killed_as_it_began_goes_on(tmp_path, monkeypatch):
+  records, real = formats.Records([{"image": formats.picture(0)}]), os.replace
+
+  def killed(*names):
+    monkeypatch.setattr(os, "replace", real)
+    raise Interrupted
+  monkeypatch.setattr(os, "replace", killed)
+  with pytest.raises(Interrupted):
+    command.build(records, str(tmp_path / "out"), Settings(), processes=0)
+  assert [name.rpartition(".")[0] for name in os.listdir(tmp_path / "out")] == [".build.json"]
+  assert command.build(records, str(tmp_path / "out"), Settings(), processes=0)["counts"]["kept"] == 1
+
+
 def test_another_job_in_the_same_folder_is_refused(tmp_path):
   records = formats.Records([{"image": formats.picture(0)}])
   command.build(records, str(tmp_path / "out"), Settings(), processes=0)
