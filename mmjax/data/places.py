@@ -88,9 +88,18 @@ def _matching(path):
     return sorted(glob.glob(path, recursive=True)) if globbed else [path] * os.path.exists(path)
   with _remote(path) as (files, inner):
     if is_web(path) and not _MAGIC.search(urllib.parse.urlsplit(path).path):
-      return [path] * files.exists(inner)
+      return [path] * _exists(files, inner)
     return [files.unstrip_protocol(name) for name in (
-        sorted(files.glob(inner)) if _MAGIC.search(inner) else [inner] * files.exists(inner))]
+        sorted(files.glob(inner)) if _MAGIC.search(inner) else [inner] * _exists(files, inner))]
+
+
+def _exists(files, inner):
+  """Whether it is there; fsspec's own `exists` says no of a server that does not answer, too."""
+  try:
+    files.info(inner)
+    return True
+  except FileNotFoundError:
+    return False
 
 
 def is_folder(path: str) -> bool:
@@ -214,7 +223,7 @@ def is_there(path: str) -> bool:
   if not is_remote(path):
     return os.path.exists(path)
   with _remote(path) as (files, inner):
-    return files.exists(inner)
+    return _exists(files, inner)
 
 
 def write(path: str, data: bytes) -> None:

@@ -94,7 +94,8 @@ def test_hole_of_zeros_is_one_bad_record_and_what_follows_is_read(shard, begins)
   data[first:end] = bytes(end - first)
   file.write_bytes(data)
   whole = range(4) if begins == "at a header" else range(3)  # the text whose end is zeros is no text
-  check(found(file), *whole, "bytes of zeros at byte .*, where a file should begin; what follows byte", *range(20, RECORDS))
+  check(found(file), *whole, "bytes of zeros at byte .*, where a file should begin; what follows byte",
+        *range(20, RECORDS))
 
 
 def test_file_that_is_zeros_from_somewhere_on_is_told(shard):

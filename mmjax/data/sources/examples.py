@@ -23,7 +23,7 @@ from mmjax.data import index_cache
 from mmjax.data import places
 from mmjax.data import records
 
-MANIFEST, BEGUN = "manifest.json", "build.json"  # beside the files that `mmjax data build` writes: when done, from the start
+MANIFEST, BEGUN = "manifest.json", "build.json"  # beside the files of a build: when it is done, from its start
 _TRIED = 16  # records that are looked at for the names of features
 TEXTS = ("id", "key", "url", "language")  # features of bytes that are read as str
 
