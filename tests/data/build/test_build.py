@@ -249,6 +249,7 @@ def test_another_job_in_the_same_folder_is_refused(tmp_path):
     (dict(dedup="fuzzy"), "dedup = 'fuzzy': expected one of none, exact, perceptual"),
     (dict(exclude=("(",)), r"exclude: '\(' is no regular expression"),
     (dict(captions=("alt=x",)), "captions: the weight of 'alt' is no number: 'x'"),
+    (dict(captions=tuple(map(str, range(17)))), "captions = .*: expected 16 columns at most"),
     (dict(captions=("alt=0",)), "captions: expected COLUMN=WEIGHT"), (dict(quality=0), "quality = 0: expected 1 to 100")))
 def test_settings_that_make_no_sense_are_refused(settings, why):
   with pytest.raises(ValueError, match=why):
