@@ -49,7 +49,7 @@ def parse(spec: str) -> Node:
   else:
     part = None
   path, question, query = spec.partition("?") if not os.path.exists(spec) else (spec, "", "")
-  if question and not re.match(r"\w+=", query):  # a pattern's question mark
+  if question and (not re.match(r"\w+=", query) or _of_address(path, query)):  # a pattern's question mark, an address's
     path, query = spec, ""
   given = dict(_argument(pair) for pair in query.split("&")) if query else {}
   name, colon, rest = path.partition(":")
@@ -80,6 +80,14 @@ def open_source(spec: str) -> Any:
   except TypeError as error:  # of a text where a number is wanted, or the other way round
     raise ValueError(f"{spec}: {error}") from error
   return part_lib.cut(source, text) if text else source
+
+
+def _of_address(path, query):
+  """Whether an address of the web has this query for itself: a key of it is no argument of the source."""
+  if not places.is_web(path):
+    return False
+  known = inspect.signature(importlib.import_module(f"mmjax.data.sources.{_of_file(path)}").build).parameters
+  return not set(urllib.parse.parse_qs(query)) <= set(known)
 
 
 def _argument(pair):
