@@ -3,16 +3,23 @@
 import json
 import logging
 
+import numpy as np
 import pytest
 
 from mmjax import config as config_lib
 from mmjax import train as train_lib
+from mmjax.data.stream import DataError
 from mmjax.training import user_data
+from mmjax.training.assemble import assemble
 from mmjax.training.streams import make_stream
 from tests.data import formats
 
-RECIPES = [name for name in config_lib.shipped() if not name.startswith(("finetune/", "masked/multimae",
-                                                                         "masked/fourm", "masked/mae_st"))]
+OTHERS = {  # what they read that the shards below do not have
+    "finetune/classify": "the data do not say how many classes 'label' has",
+    "masked/multimae": "DecodeDepth.*the record has no 'depth'; it has caption, id, image, label",
+    "masked/fourm": "DecodeDepth.*the record has no 'depth'; it has caption, id, image, label",
+    "masked/mae_st": "Decode.*the record has no 'video'; it has caption, id, image, label"}
+RECIPES = [name for name in config_lib.shipped() if name not in OTHERS]
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +49,46 @@ def test_every_recipe_reads_them_and_nothing_of_the_built_in_data_is_left(recipe
     held_out, _ = make_stream(config["eval_data"], "eval_data")
     assert len(held_out) == 4 and held_out.record(0)["valid"]
   assert "5% of the records, at most 5,000, are left out of training" in caplog.text
+
+
+@pytest.mark.parametrize("recipe", OTHERS)
+def test_records_that_lack_what_a_recipe_reads_are_refused_in_one_line(recipe, shards):
+  with pytest.raises((config_lib.ConfigError, DataError), match=OTHERS[recipe]) as error:
+    assemble(config_lib.load(f"{recipe}:smoke", {"data.train": shards}))
+  assert "\n" not in str(error.value)
+
+
+@pytest.fixture(name="fitting", scope="module")
+def _fitting(tmp_path_factory):
+  """{recipe: data that it can read, with more in them than it reads}."""
+  root, draw = tmp_path_factory.mktemp("fitting"), np.random.default_rng(0)
+  numbers = lambda dtype, most, *shape: draw.integers(0, most, (40, *shape)).astype(dtype)
+  captions = np.array([formats.caption(i) for i in range(40)])
+  np.savez(root / "maps.npz", image=numbers(np.uint8, 256, 24, 20, 3), depth=numbers(np.uint16, 5000, 24, 20),
+           semantic=numbers(np.uint8, 5, 24, 20), caption=captions)
+  np.savez(root / "clips.npz", video=numbers(np.uint8, 256, 8, 24, 20, 3), caption=captions)
+  maps, classes = str(root / "maps.npz"), formats.write_classes(root / "classes", count=60)
+  return {"finetune/classify": classes, "masked/multimae": maps, "masked/fourm": maps,
+          "masked/mae_st": str(root / "clips.npz")}
+
+
+@pytest.mark.parametrize("recipe", OTHERS)
+def test_recipes_of_maps_clips_and_classes_read_data_that_have_them(recipe, fitting):
+  run = assemble(config_lib.load(f"{recipe}:smoke", {"data.train": fitting[recipe]}))
+  assert run.stream.record(0)["valid"] and run.eval_stream.record(0)["valid"]
+  assert "label" in run.stream.spec if recipe == "finetune/classify" else "label" not in run.stream.spec
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", (*OTHERS, "finetune/retrieve"))
+def test_they_train_and_evaluate(recipe, fitting, shards, tmp_path):
+  settings = {"data.train": fitting.get(recipe, shards), "total_steps": "1", "batch_size": "8"}
+  config = config_lib.load(f"{recipe}:smoke", settings)
+  for node in config["evals"].values():
+    if "batch_size" in node:
+      node["batch_size"] = 8
+  results = train_lib.train(config, str(tmp_path))
+  assert results and all(np.isfinite(list(results.values())))
 
 
 def test_held_out_data_and_tokenizer_that_are_given(shards, caplog):
