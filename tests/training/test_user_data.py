@@ -6,6 +6,7 @@ import logging
 import numpy as np
 import pytest
 
+from mmjax import cli
 from mmjax import config as config_lib
 from mmjax import train as train_lib
 from mmjax.data.stream import DataError
@@ -131,6 +132,34 @@ def test_records_without_what_a_recipe_reads_say_what_is_missing(tmp_path):
   stream, _ = make_stream(config["data"], "data")
   with pytest.raises(Exception, match="SampleCaption.*the record has no 'caption'; it has image, label"):
     stream.spec
+
+
+@pytest.mark.slow
+def test_the_first_lines_of_the_documentation_on_a_folder_with_broken_files(tmp_path, monkeypatch, capsys):
+  """The five commands at the top of docs/data.md, with fewer steps."""
+  monkeypatch.chdir(tmp_path)
+  good = formats.write_pictures(tmp_path / "pictures", count=60)
+  for name, data in (("truncated", formats.picture(0)[:200]), ("empty", b""), ("text", b"not a picture")):
+    (tmp_path / "pictures" / f"{name}.jpg").write_bytes(data)
+    (tmp_path / "pictures" / f"{name}.txt").write_text("a red cube")
+  assert cli.main(["data", "inspect", good]) == 0
+  printed = capsys.readouterr().out
+  assert "JPEG RGB: 60" in printed and "broken  3 (4.76%)" in printed
+  for name in ("truncated", "empty", "text"):
+    assert f"{name}.jpg: " in printed
+  assert cli.main(["data", "inspect", good, "--config=contrastive/siglip:smoke"]) == 0
+  assert "of 32 tokens]" in (tmp_path / "data_inspect" / "inspect.html").read_text(encoding="utf-8")
+  assert cli.main(["train", "--config=contrastive/siglip:smoke", f"--config.data.train={good}", "--workdir=runs/mine",
+                   "--config.data.max_bad_fraction=0.2", "--config.total_steps=8", "--config.batch_size=16",
+                   "--config.evals.loss.batch_size=2"]) == 0
+  run = tmp_path / "runs" / "mine"
+  lines = (run / "metrics.jsonl").read_text()
+  assert "retrieval/i2t/R@1" in lines and (run / "report.html").exists()
+  capsys.readouterr()
+  assert cli.main(["eval", "--workdir=runs/mine"]) == 0
+  assert "step 8" in capsys.readouterr().out
+  (run / "report.html").unlink()
+  assert cli.main(["report", "--workdir=runs/mine"]) == 0 and (run / "report.html").exists()
 
 
 @pytest.mark.slow
