@@ -28,7 +28,7 @@ setuptools.setup(
     ],
     extras_require={
         # What mmjax is compared with is installed for one version of Python only: torch is large.
-        "test": ["pytest", "pytest-xdist", "ipykernel", "libtpu", "matplotlib", "nbclient", "py3langid",
+        "test": ["pytest", "pytest-xdist", "aiohttp", "ipykernel", "libtpu", "matplotlib", "nbclient", "py3langid",
                  *(f"{name}; python_version < '3.12'" for name in ("apache-beam", "scikit-learn", "torch", "transformers"))],
         "notebooks": ["matplotlib", "notebook", "nbclient"],
         "plan": ["libtpu"],
@@ -38,6 +38,7 @@ setuptools.setup(
         "cuda": ["jax[cuda12]"],
         "gcs": ["gcsfs"],
         "s3": ["s3fs"],
+        "http": ["aiohttp"],
         "wandb": ["wandb"],
         "mlflow": ["mlflow"],
     },

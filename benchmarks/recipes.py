@@ -38,7 +38,7 @@ CLIPS = 4_000  # of clips; those of another seed are to test on, all of them rat
 MARGIN = 0.03  # 2.5 standard errors of the difference of 0.90 and 0.95 in 1,000 records
 LOSS_SHARE = 0.05
 CLASSES = {"colour": 8, "shape": 6}
-CONSTANT = "best_constant.json"  # of a run: {term: its loss}
+CONSTANTS = "best_constants.json"  # of a run: {loss term: its value}
 TEACHER = "contrastive/clip:smoke"
 TEACHER_STEPS = 1500
 HUGE_PAGES = "glibc.malloc.hugetlb=1"  # they spare page faults, see launch/environment.sh
@@ -125,13 +125,14 @@ Made by `python -m benchmarks.recipes`. Every masked and self-distilled recipe i
 on the built-in pictures at 64 pixels (or 32), for more steps than there: a check that the mechanism
 works, not a comparison of methods, whose order at such a size means nothing.
 
-- *loss*: held out, at the end, beside its trivial value: that of the best constant prediction, or of
-  equal probabilities. Losses of two views have none;
+- *loss*: held out, at the end, beside its trivial value, that of the best constant prediction (of ids: of their
+  frequencies); of several terms the one nearest to it. Losses of features that are learned at the same time (of
+  views, of I-JEPA's blocks) have none, and only the probe judges;
 - *probe*: what a linear probe on the frozen encoder is to tell, fitted to 1,000 records and
   tested on 1,000. Its accuracy, mean over seeds, after the *recipe*, of the same encoder
   *untrained*, and (first seed only) of the same encoder trained on these *labels* with as many FLOPs;
 - *gain*: the least over seeds of recipe minus untrained;
-- *learns*: in every seed the loss is below its trivial value by {LOSS_SHARE:.0%} or more, and the gain
+- *learns*: in every seed each term is below its trivial value by {LOSS_SHARE:.0%} or more, and the gain
   at least the margin, {MARGIN:.2f} unless it says otherwise;
 - *other probe*: a second label, which decides nothing, after the recipe and untrained.
 """
@@ -220,13 +221,13 @@ MAKE = {"recipe": alone, "untrained": untrained, "labels": labels}
 
 
 def train(recipe: Recipe, kind: str, seed: int, workdir: str, teacher: str = "") -> None:
-  """One run to its end, in this process; for the recipe also what the best constant loses."""
+  """One run to its end, in this process; for the recipe also what the best constants lose."""
   from benchmarks import trivial
   from mmjax import train as train_lib
   config = MAKE[kind](recipe, seed, teacher)
-  if kind == "recipe" and (found := trivial.best_constant(config)):
+  if kind == "recipe":
     pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
-    (pathlib.Path(workdir) / CONSTANT).write_text(json.dumps(dict([found])))
+    (pathlib.Path(workdir) / CONSTANTS).write_text(json.dumps(trivial.best_constants(config)))
   train_lib.train(config, workdir)
 
 
@@ -238,12 +239,16 @@ def train_teacher(workdir: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """The end of a run: its probes, and its held-out loss with the trivial one (None: not known)."""
+  """The end of a run: its probes, and {term: (held-out loss, the trivial one)} of those that have one."""
 
   probe: float
   other: float
-  loss: float | None
-  trivial: float | None
+  losses: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+
+  @property
+  def hardest(self) -> str | None:
+    """The term that is nearest to its trivial value."""
+    return max(self.losses, key=lambda term: self.losses[term][0] / self.losses[term][1], default=None)
 
 
 def result(recipe: Recipe, workdir: pathlib.Path, steps: int | None = None) -> Result | None:
@@ -256,17 +261,16 @@ def result(recipe: Recipe, workdir: pathlib.Path, steps: int | None = None) -> R
   total = run.config["total_steps"]
   if any(ends[-1] < total for ends, _ in probes) or steps not in (None, total):
     return None
-  constant = workdir / CONSTANT
-  trivial = json.loads(constant.read_text()) if constant.exists() else run.model.get("trivial") or {}
-  term = next(iter(trivial), None)
-  _, held = run.evaluations.get(f"loss/{term}", ((), ()))
+  constants = workdir / CONSTANTS
+  trivial = json.loads(constants.read_text()) if constants.exists() else {}
+  held = {term: run.evaluations[f"loss/{term}"][1] for term in trivial if f"loss/{term}" in run.evaluations}
   return Result(*(float(values[-1]) for _, values in probes),
-                float(held[-1]) if len(held) else None, trivial.get(term))
+                {term: (float(values[-1]), trivial[term]) for term, values in held.items() if len(values)})
 
 
 def below_trivial(one: Result) -> bool:
-  """By a share; True where no trivial value is known."""
-  return None in (one.loss, one.trivial) or one.loss <= (1 - LOSS_SHARE) * one.trivial
+  """Every term by a share; True where no trivial value is known."""
+  return all(loss <= (1 - LOSS_SHARE) * trivial for loss, trivial in one.losses.values())
 
 
 def mean(values: list[float]) -> float:
@@ -277,10 +281,11 @@ def row(recipe: Recipe, results: dict[str, list[Result]]) -> tuple[str, ...]:
   """The cells of a recipe's line; `results` has one list a kind, seed by seed."""
   ours, before = results["recipe"], results["untrained"]
   gain = min(a.probe - b.probe for a, b in zip(ours, before))
-  losses = [one.loss for one in ours if one.loss is not None]
-  loss = f"{mean(losses):.3f}" if losses else "–"
-  if losses and ours[0].trivial is not None:
-    loss += f" of {ours[0].trivial:.3f}"
+  term = ours[0].hardest
+  loss = "–"
+  if term:
+    loss = f"{mean([one.losses[term][0] for one in ours]):.3f} of {ours[0].losses[term][1]:.3f}"
+    loss += f" ({term})" if len(ours[0].losses) > 1 else ""
   held = "yes" if gain >= recipe.margin and all(map(below_trivial, ours)) else "**no**"
   labelled = results.get("labels")
   first, second = recipe.probes
@@ -332,8 +337,8 @@ def end_of(workdir: pathlib.Path, recipe: Recipe, kind: str, seed: int, kept: Ma
 
 
 def config_digest(recipe: Recipe) -> str:
-  """Tells whether what is kept was run with the recipe as it is."""
-  return hashlib.sha256(json.dumps(smoke(recipe, 0), sort_keys=True).encode()).hexdigest()[:16]
+  """Tells whether what is kept was run with the recipe as it is; other evaluators make no difference."""
+  return hashlib.sha256(json.dumps(alone(recipe, 0), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def to_keep(workdir: pathlib.Path, kept: Mapping) -> dict:

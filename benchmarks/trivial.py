@@ -12,7 +12,11 @@ import numpy as np
 
 from mmjax.data import loader
 from mmjax.losses import prediction
+from mmjax.objectives.contract import Context
+from mmjax.objectives.fourm import FourM
+from mmjax.objectives.mage import Mage
 from mmjax.objectives.masked import Masked
+from mmjax.objectives.multimae import MultiMAE
 from mmjax.objectives.tokenizer import Tokenizer
 from mmjax.training import frozen
 from mmjax.training.assemble import assemble
@@ -20,8 +24,8 @@ from mmjax.training.assemble import assemble
 ROWS = 512  # of the held-out data
 
 
-def best_constant(config: dict) -> tuple[str, float] | None:
-  """(term, its value) of the best constant; None where the objective has no such term.
+def best_constants(config: dict) -> dict[str, float]:
+  """{loss term: its value} of the best constant; without terms that have none, such as those of two views.
 
   The constant is one vector for all tokens: the mean of the targets for l2, their median for l1 and
   smooth l1, the mean direction for the cosine. Of ids it is their frequencies, whose cost is their
@@ -29,33 +33,46 @@ def best_constant(config: dict) -> tuple[str, float] | None:
   """
   run = assemble({**config, "evals": {}})  # whose data need not be there
   objective = run.objective
-  if not isinstance(objective, (Masked, Tokenizer)):
-    return None
+  if not isinstance(objective, (Masked, Tokenizer, Mage, MultiMAE, FourM)):
+    return {}
   networks, _ = frozen.initial(run.frozen, run.abstract.state)
-  state = run.create_state(None, networks).state
-  rows = []
+  state, targets, rows = run.create_state(None, networks), {}, 0
   with loader.eval_batches(run.eval_stream, ROWS // 8, run.batch_sharding) as batches:
     for _, batch in batches:
-      targets = _targets(objective, state, batch)
-      rows.append(np.asarray(targets)[np.asarray(batch["valid"])])
-      if sum(map(len, rows)) >= ROWS:
+      good = np.asarray(batch["valid"])
+      for term, (loss, values, there) in _targets(objective, state, batch).items():
+        there = np.asarray(there) if there is not None else np.ones(len(good), bool)
+        kept = np.asarray(values)[there & good.reshape(-1, *[1] * (there.ndim - 1))]
+        targets.setdefault(term, (loss, []))[1].append(kept)
+      rows += int(good.sum())
+      if rows >= ROWS:
         break
-  targets = np.concatenate(rows)
-  if isinstance(objective, Tokenizer):
-    name = next(iter(objective.losses))
-    return name, constant_cost(name, targets)
-  return "prediction", constant_cost(objective.loss, targets, beta=objective.beta)
+  beta = getattr(objective, "beta", 1.0)
+  return {term: constant_cost(loss, np.concatenate(parts), beta) for term, (loss, parts) in targets.items()}
 
 
 def _targets(objective, state, batch):
-  """[B, ..., d], or ids int [B, N]."""
+  """{term: (loss, targets [B, ..., d] or ids int [B, ...], which of them count or None)}."""
   if isinstance(objective, Masked):
     grid = objective.encoder.grid_of(batch[objective.input].shape)
-    return objective.target(state["target"], batch, grid)[0]
+    return {"prediction": (objective.loss, objective.target(state.state["target"], batch, grid)[0], None)}
+  if isinstance(objective, Mage):
+    return {"cross_entropy": ("cross_entropy", objective._ids(state.state, batch), None)}
+  if isinstance(objective, MultiMAE):
+    patches = objective._patches(batch)
+    known = (patches["semantic"] >= 0) & (patches["semantic"] < objective.classes)
+    return {"image": ("l2", patches["image"], None), "depth": ("l1", patches["depth"], None),
+            "semantic": ("cross_entropy", patches["semantic"], known)}
+  if isinstance(objective, FourM):
+    ctx = Context(step=jnp.int32(0), state=state.state, teachers={}, seed=0, train=False)
+    found = jax.jit(lambda batch: objective._masked_pass(ctx, state.params, batch))(batch)
+    return {name: ("cross_entropy", found["ids"], (found["modality"] == number) & found["there"])
+            for number, name in enumerate(objective.decoder(batch).targets)}
+  name = next(iter(objective.losses))
   if objective.target is None:
-    return batch["image"]
+    return {name: (name, batch["image"], None)}
   grid = objective.tokenizer.grid_of(batch["image"].shape)
-  return objective.target(state["target"], batch, grid)[0]
+  return {name: (name, objective.target(state.state["target"], batch, grid)[0], None)}
 
 
 def constant_cost(loss: str, targets: np.ndarray, beta: float = 1.0) -> float:

@@ -31,13 +31,15 @@ def variant(arg, *options):
   return arg
 
 
-def scenes(split, *, count, size, length=32, choose="random", crop=None,
-           captions=("objects", "attributes"), **source):
+def scenes(split, *, count, size, length=32, choose="random", crop=None, preset="half",
+           captions=("objects", "attributes"), bos=False, **source):
   """A stream of the built-in dataset: picture, one caption, and the labels of single objects.
 
   Args:
     choose: which caption, see the transform `SampleCaption`; captions: of which kinds.
     crop: (low, high) area of a random crop, for training.
+    preset: of the transform `Normalise`.
+    bos: captions begin with the tokenizer's begin token.
     source: further arguments of `mmjax/data/sources/scenes.py`, such as objects=1.
   """
   augment = [{"name": "RandomResizedCrop", "size": size, "scale": crop}] if crop else []
@@ -45,9 +47,9 @@ def scenes(split, *, count, size, length=32, choose="random", crop=None,
   return {
       "source": {"name": "scenes", "split": split, "count": count, "captions": captions, **source},
       "transforms": [
-          {"name": "Decode"}, *augment, *resize, {"name": "Normalise", "preset": "half"},
+          {"name": "Decode"}, *augment, *resize, {"name": "Normalise", "preset": preset},
           {"name": "SampleCaption", "choose": choose},
-          {"name": "Tokenise", "tokenizer": "scenes", "length": length},
+          {"name": "Tokenise", "tokenizer": "scenes", "length": length, **({"bos": True} if bos else {})},
           {"name": "Keep", "keys": ["image", "text", "text_mask", "colour", "shape", "colour_shape"]},
       ],
       "shuffle": split == "train",
@@ -241,6 +243,18 @@ def maps(split, labels=("depth", "normals", "semantic"), *, count, size, crop=No
           {"name": "Normalise", "preset": preset}],
       "shuffle": split == "train",
   }
+
+
+def token_pictures(*, preset="half", **scene):
+  """Attention maps and principal components of patch tokens, for the report: `c.evals.update(token_pictures(...))`.
+
+  Args:
+    preset: of the transform `Normalise`, that with which the run trains.
+    scene: `count` and `size` of the pictures.
+  """
+  data = images("test", preset=preset, **scene)
+  return {"attention": {"name": "attention_maps", "data": data},
+          "components": {"name": "feature_pca", "data": data}}
 
 
 def dense_probes(*, count, size, records=512, every_percent=None, feature="image/tokens",

@@ -91,8 +91,8 @@ Write a model for others, or take one of theirs.
   mmjax convert --from=hf_folder --to=runs/siglip_b16 --format=mmjax  a workdir without a run
   mmjax convert --from=runs/pets --to=export --encoder                the image encoder, without its classifier
 
---from is a workdir, a Hugging Face folder (CLIP, SigLIP, SigLIP 2, ViT, DINOv2, DINOv3), an OpenCLIP folder
-or a big_vision .npz. Weights, config, image processor and tokenizer go along. No conversion is needed for
+--from is a workdir, a Hugging Face folder (CLIP, SigLIP, SigLIP 2, ViT, DINOv2, DINOv3, ConvNeXt), an OpenCLIP
+folder or a big_vision .npz. Weights, config, image processor and tokenizer go along. No conversion is needed for
 mmjax.load(PATH) and --config.init_from=PATH, which read all of these.
 """
 

@@ -119,7 +119,7 @@ def run(args: argparse.Namespace, overrides: dict[str, str]) -> None:
     most = 20_000 if args.rows is None else args.rows or None
     inspect.inspect(spec.open_source(args.spec), stream if args.config else None, args.out or "data_inspect",
                     most, _processes(args))
-  except ValueError as error:
+  except (ValueError, OSError) as error:  # a full disk, a folder that may not be read
     raise config.ConfigError(str(error)) from error
 
 

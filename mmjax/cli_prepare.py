@@ -1,6 +1,7 @@
 """The verb `mmjax prepare`: its flags, and what they do."""
 
 import argparse
+import urllib.parse
 
 TEXT = """\
 Go over data with a trained model, and keep what it makes of each record as columns.
@@ -60,5 +61,6 @@ def run(args: argparse.Namespace, overrides: dict[str, str]) -> None:
                                args.batch_size, args.shard_records, args.step)
   except ValueError as error:
     raise config.ConfigError(str(error)) from error
+  quoted = lambda text: urllib.parse.quote(text, safe="/:")
   print(f"{args.out}: {', '.join(manifest['columns'])} of {manifest['records']:,} records, {manifest['broken']:,} of "
-        f'them broken; read them with --config.data.train="joined:{args.spec}?columns={args.out}"')
+        f'them broken; read them with --config.data.train="joined:{quoted(args.spec)}?columns={quoted(args.out)}"')

@@ -30,7 +30,8 @@ UNITS = ("steps", "examples", "epochs", "percent")  # of any duration
 FROM_START = ("total", "warmup")  # durations that begin with the run, so that their rows are known
 
 # Where a nested node with a `name` is looked up: by its key, else by the place of the node around it.
-NESTED_KEYS = {"mask": "mmjax.masking", "target": "mmjax.targets"}
+NESTED_KEYS = {"mask": "mmjax.masking", "target": "mmjax.targets",
+               "stages": "mmjax.generate.any_to_any"}
 NESTED = {"mmjax.objectives": "mmjax.models", "mmjax.targets": "mmjax.models",
           "mmjax.evals": "mmjax.data.transforms"}
 

@@ -85,7 +85,8 @@ def features(objective: Objective, params: Any, batch: Mapping[str, Any],
     raise ValueError("the batch is empty; expected `image`, `text` or both, as of mmjax.processor")
   rows = len(next(iter(batch.values())))
   given = {"row": jnp.zeros((rows, 2), jnp.uint32), "valid": jnp.ones((rows,), bool), **batch}
-  return _features(_Key(objective), tuple(want))(params, params, {}, given)  # see `build`
+  # What was read has its state among the parameters (see `build`), and an averaged encoder in the encoder's place.
+  return _features(_Key(objective), tuple(want))(params, params, objective.teachers(params), given)
 
 
 def convert(source: str, to: str, form: str = "hf", step: int | None = None, encoder: bool = False) -> str:

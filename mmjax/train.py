@@ -16,7 +16,7 @@ from mmjax.parallel import lint, processes
 from mmjax.parallel import mesh as mesh_lib
 from mmjax.report import console
 from mmjax.report import html as report
-from mmjax.training import frozen, interpolate, outputs, pretrained
+from mmjax.training import frozen, interpolate, outputs, pretrained, streams
 from mmjax.training import workdir as workdir_lib
 from mmjax.training.assemble import Run, assemble
 from mmjax.training.evaluate import Session
@@ -103,7 +103,7 @@ def _create(run: Run, path: epath.Path) -> Any:
   if run.settings.init_from:
     tensors, facts["init_from"] = pretrained.initial(
         run.settings.init_from, run.settings.init, run.abstract.params)
-  networks, told = frozen.initial(run.frozen, run.abstract.state)
+  networks, told = frozen.initial(run.frozen, run.abstract.state, streams.tokenise(run.stream))
   facts |= {"frozen": told} if told else {}
   if facts:
     workdir_lib.note(path, **facts)

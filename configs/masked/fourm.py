@@ -7,6 +7,10 @@ One row of `modalities` is all that a further modality takes. A tokenizer that a
 has trained takes the palette's place as `target.tokenizer={"name": "pretrained", "from": PATH,
 "tower": "tokenizer"}`, with its own `vocab` and `grid`.
 
+What it generates, depth from labels from the image, is held against the true maps by the evaluator
+`generate`; from a caption: mmjax eval --workdir=runs/fourm
+--config.evals.generate.condition='["text"]'
+
 Variants: b16 (224 pixels), smoke.
 Published: 4M-7 B on CC12M, 84.5% on ImageNet-1k fine-tuned.
 Differs here: the built-in data, image, depth, segmentation and captions of it, with tokenizers that
@@ -37,6 +41,9 @@ def get_config(arg=None):
   scene = dict(count=2_000 if smoke else 20_000, size=pixels)
   c.data = records("train", length, crop=(0.8, 1.0), **scene)
   c.eval_data = records("validation", length, **scene)
+  stage = dict(name="Stage", steps=8, temperature=0.1, guidance=2.0)
+  c.evals.generate = {"condition": ["image"], "max_records": 64, "stages": [
+      {**stage, "modality": "semantic"}, {**stage, "modality": "depth"}]}
   if smoke:
     c.optim.lr = 3e-3
   return c

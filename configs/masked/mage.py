@@ -4,6 +4,8 @@
   mmjax train --config=masked/mage --workdir=runs/mage --config.objective.encoder.tokenizer.from=PATH
 
 Variants: l16, b16 (256 pixels; PATH is a run of masked/vq), smoke (ids of a palette of colours).
+What it generates is held against held-out pictures by the evaluator `frechet`; with another
+encoder: mmjax eval --workdir=runs/mage --config.evals.frechet.encoder=PATH
 Published: ViT-L on ImageNet-1k, Fréchet distance 9.10 unconditionally, 78.9% by a linear probe.
 Differs here: the built-in data unless `data` is replaced; the mask's ratio is drawn a row, not a
 batch; positions are sine-cosine; the encoder has a linear layer behind the embedding of ids.
@@ -36,6 +38,9 @@ def get_config(arg=None):
   c.data = common.images("train", count=count, size=pixels, crop=(0.2, 1.0))
   c.eval_data = common.images("validation", count=count, size=pixels)
   c.evals = {"loss": {"every_percent": 25}, "codebook": {"max_records": 512},
+             # Of as many pictures as are generated, with the run's own encoder.
+             "frechet": {"pictures": "image/generated", "max_records": 128 if smoke else 5_000,
+                         "batch_size": 128, "reference": c.eval_data},
              **common.linear_probes(count=count, size=pixels, records=500 if smoke else None)}
   # 1.5e-4 for each 256 rows, app. B; 40 of 1600 epochs of warmup.
   c.optim.update(lr=2e-3 if smoke else 1.5e-4 * 16, b2=0.95, weight_decay=0.05)

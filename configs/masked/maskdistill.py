@@ -16,7 +16,9 @@ Differs here: learned positions instead of relative biases; the built-in data un
 from configs import common
 from configs.contrastive import clip
 
-PROJECTIONS = {"b": 512, "l": 768}  # width of CLIP's joint space (arXiv:2103.00020, table 20)
+# Of CLIP (arXiv:2103.00020, table 20): width of its joint space, width and heads of its text tower.
+PROJECTIONS = {"b": 512, "l": 768}
+TEXTS = {"b": (512, 8), "l": (768, 12)}
 
 
 def get_config(arg=None):
@@ -64,3 +66,15 @@ def teacher(arg, patch=16):
           "pool": "cls", "class_token": True, "class_position": True, "patch_bias": False,
           "pre_norm": True, "activation": "quick_gelu", "norm_eps": 1e-5,
           "out_dim": PROJECTIONS[size], "dtype": "bfloat16"}
+
+
+def text_tower(arg):
+  """The text tower of the CLIP whose image tower is `teacher(arg)`, from the same checkpoint."""
+  beside = {"beside": "target.teacher", "tower": "text"}
+  if arg == "smoke":
+    return {**clip.get_config("smoke").objective.text, **beside}
+  width, heads = TEXTS[arg[0]]
+  return {"name": "text", **beside, "vocab": 49_408, "length": 77, "width": width, "depth": 12,
+          "heads": heads, "causal": True, "pool": "eos", "mask_padding": False,
+          "activation": "quick_gelu", "norm_eps": 1e-5, "out_dim": PROJECTIONS[arg[0]],
+          "dtype": "bfloat16"}

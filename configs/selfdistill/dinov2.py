@@ -30,6 +30,10 @@ def get_config(arg=None):
       centring="sinkhorn", patch_prototypes=256 if smoke else 65_536,
       freeze_percent=0 if smoke else 1,
       mask={"name": "block_range", "low": 0.1, "high": 0.5, "probability": 0.5})
+  scene = dict(count=2_000 if smoke else 20_000, size=64 if smoke else 224, preset="half" if smoke else "imagenet")
+  c.evals.update(common.token_pictures(**scene))
+  if not smoke:
+    c.evals.update(common.dense_probes(**scene, every_percent=25))
   c.objective.encoder.update(mask_token=True, layer_scale=1e-1 if smoke else 1e-5,
                              registers=2 if smoke else 0, drop_path=0.0 if smoke else 0.3)
   if not smoke:

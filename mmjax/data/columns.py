@@ -2,18 +2,27 @@
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+import numpy as np
 
 # In the order in which they are tried; compared in small letters.
 USUAL = {
     "image": ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "image_bytes", "image_path", "img_path",
-              "filepath", "file_path", "file_name", "filename", "image_file", "file", "path", "images", "bmp",
-              "gif", "tif", "tiff", "ppm", "url"),
+              "filepath", "file_path", "file_name", "filename", "image_file", "image_filename", "image_name",
+              "img_name", "file", "path", "images", "image/encoded", "image.jpg", "image.jpeg", "image.png",
+              "image.webp", "bmp", "gif", "tif", "tiff", "ppm", "url"),
     "caption": ("caption", "captions", "txt", "text", "texts", "sentence", "sentences", "sentences_raw", "raw",
-                "description", "alt_text", "alt", "title"),
-    "label": ("label", "cls", "class", "target", "labels", "category", "class_id", "fine_label"),
+                "description", "alt_text", "alt", "title", "image/caption", "caption.txt", "text.txt", "comment",
+                "prompt"),
+    "label": ("label", "cls", "class", "target", "labels", "category", "class_id", "fine_label", "label_id",
+              "category_id", "class_name", "image/class/label"),
 }
+MOST_CLASSES = 100_000
+_WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +49,7 @@ def find(known: Iterable[str], image: str | None = None, caption: str | None = N
   """The columns among `known`: those that are given, else those that have usual names.
 
   Args:
+    image, caption, label: names of columns, "" for none of them.
     several: all that have one, for records that do not all have the same; else the first of them.
 
   Raises:
@@ -51,6 +61,9 @@ def find(known: Iterable[str], image: str | None = None, caption: str | None = N
     small.setdefault(name.lower(), name)
   found = {}
   for ours, name in (("image", image), ("caption", caption), ("label", label)):
+    if name == "":
+      found[ours] = ()
+      continue
     if name is not None and name not in known:
       near = difflib.get_close_matches(name, known, 1)
       hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -64,4 +77,49 @@ def captions(value: Any) -> list:
   """A record's captions as a list, from one text, several, or none (None, "")."""
   if value is None or (isinstance(value, (str, bytes)) and not value.strip()):
     return []
+  if isinstance(value, np.ndarray):  # as tfds has them, in bytes
+    value = value.tolist()
+    texts = value if isinstance(value, list) else [value]
+    return [one.decode("utf-8") if isinstance(one, bytes) else one for one in texts]
   return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def classes(values: Iterable[Any]) -> tuple[tuple[str, ...], str]:
+  """What the values of a label's column are.
+
+  Returns:
+    (their names, sorted, or () if all are whole numbers; why the column cannot be a label, or "").
+  """
+  found, whole, numbers = set(), True, True
+  for value in values:
+    if _is_none(value):
+      continue
+    if not isinstance(value, (str, int, float)):
+      return (), f"holds {type(value).__name__}, neither numbers nor texts"
+    text = str(value)
+    if text in found:
+      continue
+    whole = whole and _WHOLE.fullmatch(text) is not None
+    numbers = numbers and (whole or _NUMBER.fullmatch(text) is not None)
+    if len(found) <= MOST_CLASSES:
+      found.add(text)
+    if not numbers and len(found) > MOST_CLASSES:
+      return (), f"has more than {MOST_CLASSES:,} values"
+  if numbers and not whole:
+    return (), "holds numbers that are not whole"
+  return () if whole else tuple(sorted(found)), ""
+
+
+def label(value: Any, numbers: Mapping[str, int]) -> int | None:
+  """A record's label as a number, or None if it has none (None, "", NaN).
+
+  Args:
+    numbers: {name of a class: its number}; {} if the column holds numbers.
+  """
+  if _is_none(value):
+    return None
+  return numbers[str(value)] if numbers else int(str(value).partition(".")[0])
+
+
+def _is_none(value):
+  return value is None or (isinstance(value, str) and not value) or (isinstance(value, float) and value != value)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 
 _log = logging.getLogger(__name__)
-VERSION = 2  # of all forms of index; a change of one makes all anew
+VERSION = 4  # of all forms of index; a change of one makes all anew
 
 
 def cache_folder() -> pathlib.Path:
@@ -94,3 +94,17 @@ def load(folder: pathlib.Path) -> dict[str, np.ndarray]:
     except ValueError:  # nothing can be mapped of an empty array
       return np.load(file, allow_pickle=False)
   return {file.stem: one(file) for file in sorted(folder.glob("*.npy"))}
+
+
+def read(folder: pathlib.Path) -> dict[str, np.ndarray]:
+  """The arrays of a folder, in memory: a map keeps its file open, of which a process may have few."""
+  return {file.stem: np.load(file, allow_pickle=False) for file in sorted(folder.glob("*.npy"))}
+
+
+def empty(folder: pathlib.Path, name: str, dtype: type, count: int) -> np.ndarray:
+  """A new array [count] of a folder, to be filled on disk."""
+  file = folder / f"{name}.npy"
+  if not count:  # nothing can be mapped
+    np.save(file, np.empty(0, dtype))
+    return np.empty(0, dtype)
+  return np.lib.format.open_memmap(file, "w+", dtype, (count,))

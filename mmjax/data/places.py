@@ -1,5 +1,6 @@
 """Files by path, on this machine or behind a URL that fsspec knows (gs://, s3://, https://, ...)."""
 
+import concurrent.futures
 import contextlib
 import errno
 import glob
@@ -8,11 +9,14 @@ import os
 import pathlib
 import re
 import shutil
+import urllib.parse
 
 import braceexpand
 import fsspec
 
+EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3", "http": "http", "https": "http"}  # of setup.py
 _MAGIC = re.compile(r"[*?\[]")
+_ASKED = 32  # questions to a server at a time
 
 
 def is_remote(path: str) -> bool:
@@ -20,35 +24,90 @@ def is_remote(path: str) -> bool:
   return "://" in path
 
 
+def is_web(path: str) -> bool:
+  """Whether it is an address in which "?" begins a query, and is no pattern."""
+  return path.startswith(("http://", "https://"))
+
+
+@contextlib.contextmanager
+def reaching(path: str):
+  """Makes whatever goes wrong with a file one line, a ValueError, that names it and what to install, if that is it."""
+  try:
+    yield
+  except ImportError as error:
+    extra = EXTRAS.get(path.partition("://")[0])
+    hint = f"pip install 'mmjax[{extra}]'" if extra else "install it"
+    raise ValueError(f"{path}: needs a package ({error}); {hint}") from error
+  except ValueError as error:
+    if path in str(error):
+      raise
+    raise ValueError(f"{path}: {error}") from error
+  except Exception as error:
+    if not is_remote(path) and not isinstance(error, OSError):
+      raise
+    told = getattr(error, "strerror", None) or f"{type(error).__name__} {error}".rstrip()
+    raise ValueError(f"{path} cannot be {'reached' if is_remote(path) else 'read'}: {told}") from error
+
+
+@contextlib.contextmanager
+def _remote(path):
+  """(file system, path in it) of a URL, with errors as of `reaching`."""
+  with reaching(path):
+    yield fsspec.core.url_to_fs(path)
+
+
 def expand(path: str) -> list[str]:
   """The files or folders that a path stands for, in order: braces `{000..099}`, `{a,b}`, then globs.
 
   Raises:
-    ValueError: there is none.
+    ValueError: there is none, or a server cannot be asked.
   """
+  each = list(braceexpand.braceexpand(path)) if "{" in path else [path]
   found = []
-  for one in braceexpand.braceexpand(path) if "{" in path else [path]:
-    if not is_remote(one):
-      one = os.path.expanduser(one)
-      # A folder may be called "what [sic]": a pattern is one only if nothing has that name.
-      globbed = _MAGIC.search(one) and not os.path.exists(one)
-      names = sorted(glob.glob(one, recursive=True)) if globbed else [one] * os.path.exists(one)
-    else:
-      files, inner = fsspec.core.url_to_fs(one)
-      names = [files.unstrip_protocol(name) for name in (
-          sorted(files.glob(inner)) if _MAGIC.search(inner) else [inner] * files.exists(inner))]
+  for one, names in zip(each, _at_once(_matching, each)):
     if not names:
       raise ValueError(f"there is no {one}")
     found += names
   return found
 
 
+def _at_once(ask, paths):
+  """ask(path) of each; of several URLs many at a time, for a server takes its time."""
+  if len(paths) < 2 or not is_remote(paths[0]):
+    return map(ask, paths)
+  with concurrent.futures.ThreadPoolExecutor(_ASKED) as pool:
+    return list(pool.map(ask, paths))
+
+
+def _matching(path):
+  """What is there of one path or pattern."""
+  if not is_remote(path):
+    path = os.path.expanduser(path)
+    # A folder may be called "what [sic]": a pattern is one only if nothing has that name.
+    globbed = _MAGIC.search(path) and not os.path.exists(path)
+    return sorted(glob.glob(path, recursive=True)) if globbed else [path] * os.path.exists(path)
+  with _remote(path) as (files, inner):
+    if is_web(path) and not _MAGIC.search(urllib.parse.urlsplit(path).path):
+      return [path] * _exists(files, inner)
+    return [files.unstrip_protocol(name) for name in (
+        sorted(files.glob(inner)) if _MAGIC.search(inner) else [inner] * _exists(files, inner))]
+
+
+def _exists(files, inner):
+  """Whether it is there; fsspec's own `exists` says no of a server that does not answer, too."""
+  try:
+    files.info(inner)
+    return True
+  except FileNotFoundError:
+    return False
+
+
 def is_folder(path: str) -> bool:
   """Whether a folder lies there; behind a URL a prefix of names counts as one."""
   if not is_remote(path):
     return os.path.isdir(path)
-  files, inner = fsspec.core.url_to_fs(path)
-  return files.isdir(inner)
+  with _remote(path) as (files, inner):
+    return files.isdir(inner)
 
 
 def names_in(path: str) -> list[str]:
@@ -56,8 +115,9 @@ def names_in(path: str) -> list[str]:
   if not is_remote(path):
     names = os.listdir(path)
   else:
-    files, inner = fsspec.core.url_to_fs(path)
-    names = [name.rstrip("/").rpartition("/")[2] for name in files.ls(inner, detail=False)]
+    with _remote(path) as (files, inner):
+      found = files.ls(inner, detail=False)
+    names = [name.rstrip("/").rpartition("/")[2] for name in found]
   return sorted(name for name in names if not name.startswith("."))
 
 
@@ -103,8 +163,8 @@ def folder_of(path: str) -> str:
 
 
 def name_of(path: str) -> str:
-  """The last part of a path."""
-  return path.rstrip("/").rpartition("/")[2]
+  """The last part of a path, without a query."""
+  return (path.partition("?")[0] if is_web(path) else path).rstrip("/").rpartition("/")[2]
 
 
 def ending(path: str) -> str:
@@ -116,8 +176,11 @@ def size(path: str) -> int:
   """Bytes."""
   if not is_remote(path):
     return os.stat(path).st_size
-  files, inner = fsspec.core.url_to_fs(path)
-  return int(files.size(inner))
+  with _remote(path) as (files, inner):
+    told = files.size(inner)
+  if told is None:
+    raise ValueError(f"{path}: the server does not tell the file's size; download it")
+  return int(told)
 
 
 def stamp(path: str) -> str:
@@ -126,21 +189,29 @@ def stamp(path: str) -> str:
     entry = os.stat(path)
     told = (os.path.abspath(path), entry.st_size, entry.st_mtime_ns)
   else:
-    files, inner = fsspec.core.url_to_fs(path)
-    told = (path, files.size(inner), files.ukey(inner))
+    with _remote(path) as (files, inner):
+      told = (path, files.size(inner), files.ukey(inner))
   return hashlib.sha256(repr(told).encode()).hexdigest()
+
+
+def stamps(paths: list[str]) -> list[str]:
+  """`stamp` of each."""
+  return list(_at_once(stamp, paths))
 
 
 def open_file(path: str):
   """The file to read, in bytes, with `seek`."""
-  return fsspec.open(path, "rb").open() if is_remote(path) else open(path, "rb")
+  if not is_remote(path):
+    return open(path, "rb")
+  with _remote(path) as (files, inner):
+    return files.open(inner, "rb")
 
 
 def read(path: str, begin: int = 0, end: int | None = None) -> bytes:
   """The bytes [begin, end) of a file, or all of it; fewer if it is shorter."""
   if is_remote(path):
-    files, inner = fsspec.core.url_to_fs(path)
-    return files.cat_file(inner, begin or None, end)
+    with _remote(path) as (files, inner):
+      return files.cat_file(inner, begin or None, end)
   with open(path, "rb") as file:
     if begin:
       file.seek(begin)
@@ -151,15 +222,15 @@ def is_there(path: str) -> bool:
   """Whether something lies there."""
   if not is_remote(path):
     return os.path.exists(path)
-  files, inner = fsspec.core.url_to_fs(path)
-  return files.exists(inner)
+  with _remote(path) as (files, inner):
+    return _exists(files, inner)
 
 
 def write(path: str, data: bytes) -> None:
   """Writes a file whole or not at all, and the folder for it."""
   if is_remote(path):
-    files, inner = fsspec.core.url_to_fs(path)
-    files.pipe_file(inner, data)
+    with _remote(path) as (files, inner):
+      files.pipe_file(inner, data)
     return
   with _in_place_of(path) as temporary:
     pathlib.Path(temporary).write_bytes(data)
@@ -168,8 +239,8 @@ def write(path: str, data: bytes) -> None:
 def put(file: str, path: str) -> None:
   """Copies a file of this machine there, whole or not at all."""
   if is_remote(path):
-    files, inner = fsspec.core.url_to_fs(path)
-    files.put_file(file, inner)
+    with _remote(path) as (files, inner):
+      files.put_file(file, inner)
     return
   with _in_place_of(path) as temporary:
     shutil.copyfile(file, temporary)

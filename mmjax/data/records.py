@@ -5,6 +5,8 @@ import io
 from PIL import Image, UnidentifiedImageError
 import numpy as np
 
+from mmjax.data import columns
+
 
 def require(transform, field, good, want):
   """Raises ValueError naming the transform and the field unless `good`."""
@@ -15,7 +17,8 @@ def require(transform, field, good, want):
 def get(record, key):
   """record[key], or a ValueError that lists the keys there are."""
   if key not in record:
-    raise ValueError(f"the record has no {key!r}; it has {', '.join(sorted(record))}")
+    hint = f"; if that is called otherwise, give its name, as in SPEC?{key}=NAME" if key in columns.USUAL else ""
+    raise ValueError(f"the record has no {key!r}; it has {', '.join(sorted(record))}{hint}")
   return record[key]
 
 

@@ -105,10 +105,10 @@ def _look(source, looked_at):
       _fields(found, record)
       if "image" in record:
         marks["file"][place], marks["picture"][place] = _picture(found, record["image"])
+      _captions(found, record)
     except Exception as error:  # whatever a reader or a decoder raises
       found.broken.append((index, f"{where}{where and ': '}{type(error).__name__}: {error}"[:300]))
       continue
-    _captions(found, record)
     if isinstance(record.get("id"), (str, bytes)):
       marks["id"][place] = hashes.exact(str(record["id"]).encode("utf-8", "surrogateescape"))
   return found, {"record": looked_at, **marks}

@@ -19,6 +19,7 @@ The session (`mmjax/training/evaluate.py`) gives an evaluator the model and the 
                                only gives `image/embed` [B, D] and no `text/embed`. The batch may
                                also be NumPy arrays that are equal on every process
   encoder(path)                features(batch, want=()) of the image encoder of another checkpoint
+  generate(batch, **how)       what the objective makes of a batch, see `Objective.generate`
   metrics(batch)               {name: Term}: the objective's own terms and metrics, train=False
   fetch(tree)                  the tree as NumPy arrays, whole, on every process
   save(name, arrays)           keeps {name: NumPy array} for the run report
@@ -54,6 +55,11 @@ left out where there is nothing to show, and an array where it is said to be opt
 `reconstructions`: pictures that a model makes, beside those it was given.
   pictures     uint8 [R, S, h, w, 3]  S = 2: given, made; S = 3: given, what was seen of it, made.
                                    Of clips some frames side by side
+
+`generated`: pictures that a model makes, beside given, true or other ones.
+  pictures     uint8 [R, S, h, w, 3]
+  captions     str [S] or [R, S]   what each is
+  texts        str [R]             texts that were given or made; optional
 
 `attention`, `feature_pca`: what the patches of a few pictures say.
   pictures     uint8 [R, S, h, w, 3]  the picture, and S - 1 pictures of its patches

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from mmjax.evals import kept, token_pictures
+
 PICTURE = "image"
 
 
@@ -23,12 +25,15 @@ class Frechet:
     data: the stream of the others, or of what the model makes them from; None for the run's own
       evaluation stream.
     pictures: which they are: "image", the records' own; or a feature of the objective that is a
-      picture [B, H, W, C], such as "image/reconstruction".
+      picture [B, H, W, C], such as "image/reconstruction", or "image/generated" of the objective
+      `mage`, for which `data` tells only how many there are, their size and what they draw.
     encoder: path of a checkpoint, whose image encoder it is; "" is the model that is evaluated.
     feature: of the encoder, [B, D].
     batch_size: global batch size.
     max_records: of each stream use the first so many records; None uses all. The distance falls
       with the number of records.
+    show: how many pictures that the model makes the run report shows, below as many of the
+      reference.
   """
 
   reference: Any
@@ -38,10 +43,13 @@ class Frechet:
   feature: str = "image/pooled"
   batch_size: int = 256
   max_records: int | None = None
+  show: int = 8
 
   def __post_init__(self):
     if self.max_records is not None and self.max_records < 2:
       raise ValueError(f"max_records: must be at least 2, or None for all, not {self.max_records}")
+    if self.show < 0:
+      raise ValueError(f"show: must be at least 0, not {self.show}")
 
   def check(self, session) -> None:
     """Raises ConfigError at `encoder`, `pictures` or `feature`; nothing is computed."""
@@ -60,8 +68,15 @@ class Frechet:
     """`distance`, and `distance/halves`: that of the two halves of the reference, what remains of
     the distance where there is no difference; `records`, of the smaller set."""
     encode = self._encoder(session)
-    reference = self._collect(session, encode, "reference", PICTURE)
-    others = self._collect(session, encode, "data", self.pictures)
+    reference, pictures = self._collect(session, encode, "reference", PICTURE)
+    others, made = self._collect(session, encode, "data", self.pictures)
+    if made:
+      count = min(len(pictures), len(made))
+      size = kept.fitting(made[0].shape[:2])
+      session.save("generated", {
+          "pictures": np.stack([[token_pictures.enlarge(x, size, "area") for x in line[:count]]
+                                for line in (pictures, made)]),
+          "captions": np.array([["reference"] * count, [self.pictures] * count])})
     return {"distance": distance(moments(reference), moments(others)),
             "distance/halves": distance(moments(reference[::2]), moments(reference[1::2])),
             "records": float(min(len(reference), len(others)))}
@@ -87,10 +102,12 @@ class Frechet:
       raise session.error(key, f"there is no {name!r} (there: {', '.join(sorted(found))})")
     return found[name]
 
-  def _collect(self, session, encode, key: str, pictures: str) -> np.ndarray:
+  def _collect(self, session, encode, key: str, pictures: str) -> tuple[np.ndarray, list]:
     """Features of a stream's valid records, float32 [N, D]; a record of which one is not finite is
-    left out."""
-    parts, count = [], 0
+    left out. And where a model makes the others, the first pictures [H, W, C] from 0 to 1."""
+    parts, count, shown = [], 0, []
+    levels = kept.levels(session.stream(getattr(self, key)), PICTURE)
+    show = self.show if self.pictures != PICTURE else 0
     for batch in session.batches(getattr(self, key), self.batch_size):
       batch = _images(batch)
       if pictures != PICTURE:
@@ -98,6 +115,9 @@ class Frechet:
       found, valid = session.fetch((encode(batch, want=_want(self.feature))[self.feature],
                                     batch["valid"]))
       found = np.asarray(found, np.float32)[valid]
+      if len(shown) < show:
+        first = session.fetch(batch[PICTURE])[valid][:show - len(shown)]
+        shown += [levels(np.asarray(x)) for x in first]
       parts.append(found[np.isfinite(found).all(axis=1)])
       count += len(parts[-1])
       if self.max_records is not None and count >= self.max_records:
@@ -106,7 +126,7 @@ class Frechet:
     if len(features) < 4:
       raise session.error(key, f"{len(features)} records with features that are finite; a distance "
                                "needs four at least, and many to mean something")
-    return features
+    return features, shown
 
 
 def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,9 @@
 Their format stands in `mmjax/evals/__init__.py`.
 """
 
+import dataclasses
+from collections.abc import Callable
+
 import numpy as np
 
 from mmjax.data import image_transforms, resampling, tokenizers
@@ -28,10 +31,15 @@ def _thumbnail(image: np.ndarray, transforms) -> np.ndarray:
   if image.dtype != np.uint8:
     levels = np.nan_to_num(_unit_range(image.astype(np.float32), transforms))
     image = np.rint(255 * np.clip(levels, 0, 1))
-  scale = min(1, SIDE / max(image.shape[:2]))
-  size = tuple(max(1, round(scale * side)) for side in image.shape[:2])
+  size = fitting(image.shape[:2])
   small = resampling.resize(image.astype(np.uint8), size, "area")
   return np.broadcast_to(small, (*size, 3))
+
+
+def fitting(size: tuple[int, int]) -> tuple[int, int]:
+  """(height, width) of the thumbnail of a picture of this `size`."""
+  scale = min(1, SIDE / max(size))
+  return tuple(max(1, round(scale * side)) for side in size)
 
 
 def _unit_range(image: np.ndarray, transforms) -> np.ndarray:
@@ -42,6 +50,26 @@ def _unit_range(image: np.ndarray, transforms) -> np.ndarray:
       black, white = (transform({"image": np.full((1, 1, image.shape[2]), level, np.float32)}, None)
                       ["image"] for level in (0, 1))
   return (image - black) / (white - black)
+
+
+def levels(stream, key: str):
+  """Maps pixels as the model has them to 0 (black) .. 1 (white), clipped.
+
+  Floats of a stream without the transform `Normalise` are taken to be so already.
+  """
+  names = lambda transform: (transform.key,) if isinstance(transform.key, str) else transform.key
+  normalise = next((dataclasses.replace(t, key=key) for t in getattr(stream, "transforms", ())
+                    if isinstance(t, image_transforms.Normalise) and key in names(t)), None)
+
+  def of(x):
+    x = np.nan_to_num(x.astype(np.float32))
+    if normalise is not None:
+      black, white = (normalise({key: np.full((1, 1, x.shape[-1]), level, np.float32)}, None)[key]
+                      for level in (0, 1))
+      x = (x - black) / (white - black)
+    return np.clip(x, 0, 1)
+
+  return of
 
 
 def captions(stream, places) -> dict[str, np.ndarray]:
@@ -57,13 +85,24 @@ def captions(stream, places) -> dict[str, np.ndarray]:
     text, mask = record["text"], record["text_mask"]
     found.append(np.where(mask, text, -1).reshape(-1, text.shape[-1])[column])
   tokens = np.stack(found).astype(np.int32)
-  name = next((t.tokenizer for t in getattr(stream, "transforms", ())
-               if hasattr(t, "tokenizer") and getattr(t, "out", "text") == "text"), None)
-  if name is None:
+  if _tokenizer(stream) is None:
     return {"tokens": tokens}
+  text = texts(stream)
+  return {"tokens": tokens, "captions": np.array([text(row[row >= 0]) for row in tokens])}
+
+
+def texts(stream) -> Callable[[np.ndarray], str]:
+  """From ids [L] to a text; to their numbers if no transform says which tokenizer made `text`."""
+  name = _tokenizer(stream)
+  if name is None:
+    return lambda ids: " ".join(map(str, ids))
   tokenizer = tokenizers.load(name)
-  texts = [tokenizer.decode([int(i) for i in row if i >= 0]).strip() for row in tokens]
-  return {"tokens": tokens, "captions": np.array(texts)}
+  return lambda ids: tokenizer.decode([int(i) for i in ids]).strip()
+
+
+def _tokenizer(stream) -> str | None:
+  return next((t.tokenizer for t in getattr(stream, "transforms", ())
+               if hasattr(t, "tokenizer") and getattr(t, "out", "text") == "text"), None)
 
 
 def class_names(stream, label: str) -> tuple[str, ...] | None:

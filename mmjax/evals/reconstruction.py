@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmjax.data import image_transforms
 from mmjax.data import resampling
 from mmjax.evals import kept
 
@@ -63,7 +62,7 @@ class Reconstruction:
   def run(self, session) -> dict[str, float]:
     """`psnr`; beside it that of the mean colour of all that is seen (`psnr/mean`), and of a
     prediction of zeros where the model gives "image/unlearned"."""
-    levels = _levels(session.stream(self.data), self.input)
+    levels = kept.levels(session.stream(self.data), self.input)
     rows, shown = [], []
     for batch in session.batches(self.data, self.batch_size):
       found = session.features(batch, self._want)
@@ -116,26 +115,6 @@ def psnr(truth: np.ndarray, picture: np.ndarray) -> float:
   """Decibels, at most `BEST`; of arrays of one shape with values from 0 to 1."""
   error = np.mean(np.square(truth.astype(np.float64) - picture))
   return float(-10 * np.log10(max(error, 10 ** (-BEST / 10))))
-
-
-def _levels(stream, key: str):
-  """Maps pixels as the model has them to 0 (black) .. 1 (white), clipped.
-
-  Floats of a stream without the transform `Normalise` are taken to be so already.
-  """
-  names = lambda transform: (transform.key,) if isinstance(transform.key, str) else transform.key
-  normalise = next((dataclasses.replace(t, key=key) for t in getattr(stream, "transforms", ())
-                    if isinstance(t, image_transforms.Normalise) and key in names(t)), None)
-
-  def levels(x):
-    x = np.nan_to_num(x.astype(np.float32))
-    if normalise is not None:
-      black, white = (normalise({key: np.full((1, 1, x.shape[-1]), level, np.float32)}, None)[key]
-                      for level in (0, 1))
-      x = (x - black) / (white - black)
-    return np.clip(x, 0, 1)
-
-  return levels
 
 
 def _strip(truth, picture, masked) -> np.ndarray:

@@ -25,8 +25,8 @@ def cosine_schedule(steps: int) -> np.ndarray:
   return share
 
 
-def decode(predict, ids: jax.Array, keys: jax.Array, *, mask_id: int, steps: int = 12,
-           temperature: float = 1.0, choice_temperature: float = 4.5) -> jax.Array:
+def decode(predict, ids: jax.Array, keys: jax.Array, *, mask_id: int, steps: int,
+           temperature: float, choice_temperature: float) -> jax.Array:
   """Fills in what is masked; what is given stays.
 
   Args:
@@ -37,7 +37,7 @@ def decode(predict, ids: jax.Array, keys: jax.Array, *, mask_id: int, steps: int
     steps: of the schedule.
     temperature: of the sampled ids.
     choice_temperature: of the Gumbel noise on the log-probability by which ids are kept; falls
-      linearly to 0. Both temperatures' defaults are MAGE's.
+      linearly to 0.
 
   Returns:
     int32 [B, N], without `mask_id`.

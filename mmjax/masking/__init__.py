@@ -78,13 +78,20 @@ def inside(corner: jax.Array, size: jax.Array, grid: tuple) -> jax.Array:
   return (row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])
 
 
+def check_kind(mask: tuple, *kinds: type) -> None:
+  """Raises ValueError unless what a mask gave is of one of these kinds, all of which its user honours."""
+  if not isinstance(mask, kinds):
+    raise ValueError(f"name: gives {type(mask).__name__}, of which this objective knows nothing; take one that gives "
+                     f"{' or '.join(kind.__name__ for kind in kinds)}, such as 'random' or 'block'")
+
+
 def check_guide(name: str, what: str, guide: jax.Array | None, size: int) -> None:
   """Raises ValueError unless `guide` is [B, size]; `what` the mask `name` needs it to be."""
   if guide is None:
-    raise ValueError(f"mask.name={name!r}: goes by {what}, which nothing in this objective gives; "
+    raise ValueError(f"name={name!r}: goes by {what}, which nothing in this objective gives; "
                      "take a target that does, or a mask that is not guided")
   if guide.ndim != 2 or guide.shape[1] != size:
-    raise ValueError(f"mask.name={name!r}: {what} of shape {list(guide.shape)} for {size} tokens; "
+    raise ValueError(f"name={name!r}: {what} of shape {list(guide.shape)} for {size} tokens; "
                      "it must be one number a token")
 
 

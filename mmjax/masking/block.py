@@ -38,7 +38,7 @@ class Block:
 
   def __call__(self, keys, grid, guide=None):
     if len(grid) != 2:
-      raise ValueError(f"mask.name='block': needs a grid of rows and columns, not {grid}")
+      raise ValueError(f"name='block': needs a grid of rows and columns, not {grid}")
     size = math.prod(grid)
     count = dropped(size, self.ratio)
     if count < self.least:

@@ -65,7 +65,7 @@ class BlockRange:
 
   def __call__(self, keys, grid, guide=None):
     if len(grid) != 2:
-      raise ValueError(f"mask.name='block_range': needs a grid of rows and columns, not {grid}")
+      raise ValueError(f"name='block_range': needs a grid of rows and columns, not {grid}")
     size = math.prod(grid)
     most = dropped(size, self.high, "high")
 

@@ -107,7 +107,7 @@ class MultiBlock:
   def _sizes(self, key, aspect, grid):
     """All block sizes (rows, columns), as often as they are drawn: int [SIZES, 2]."""
     if len(grid) != 2:
-      raise ValueError(f"mask 'multi_block': needs a grid of rows and columns, not {grid}")
+      raise ValueError(f"name='multi_block': needs a grid of rows and columns, not {grid}")
     scale = getattr(self, key)
     sizes = np.array([block_size(i / SIZES, scale, aspect, grid) for i in range(SIZES)])
     if sizes.min() < 1:

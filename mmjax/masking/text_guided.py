@@ -1,4 +1,8 @@
-"""Masks guided by the text that goes with an image (SyCoCa, Ma et al. 2024, arXiv:2401.02137)."""
+"""Masks guided by the text that goes with an image.
+
+  Text-Guided Video MAE   drop="high", by a frozen CLIP   arXiv:2408.00759
+  SyCoCa                  drop="high" to reconstruct the image, "low" to caption it   arXiv:2401.02137
+"""
 
 import dataclasses
 import math

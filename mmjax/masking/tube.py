@@ -26,7 +26,7 @@ class Tube:
 
   def __call__(self, keys, grid, guide=None):
     if len(grid) != 3:
-      raise ValueError(f"mask.name='tube': needs a grid of frames, rows and columns, not {grid}")
+      raise ValueError(f"name='tube': needs a grid of frames, rows and columns, not {grid}")
     frames, *picture = grid
     first = jnp.arange(frames, dtype=jnp.int32)[:, None] * math.prod(picture)
 

@@ -124,6 +124,7 @@ class ConvNeXt(nn.Module):
     layer_scale: initial value of a learned scale on each branch; None for no scale.
     drop_path: rate of the last block; it grows linearly from 0 at the first.
     norm_eps: of all layer norms.
+    final_norm_eps: of the last one; None for norm_eps. Hugging Face's has 1e-12 by default.
     out_dim: width of a linear projection of the result; None for none.
     out_bias: that projection has a bias.
     classes: number of outputs of a classifier, zero at the start; None for none.
@@ -136,6 +137,7 @@ class ConvNeXt(nn.Module):
   layer_scale: float | None = 1e-6
   drop_path: float = 0.0
   norm_eps: float = 1e-6
+  final_norm_eps: float | None = None
   out_dim: int | None = None
   out_bias: bool = False
   classes: int | None = None
@@ -210,7 +212,8 @@ class ConvNeXt(nn.Module):
     if keep is not None:
       tokens = jnp.take_along_axis(tokens, keep[:, :, None], axis=1)
     features |= {"tokens": tokens, "prefix": tokens[:, :0]}
-    pooled = layer_norm(self.norm_eps, "final_norm", settled=True)(
+    eps = self.norm_eps if self.final_norm_eps is None else self.final_norm_eps
+    pooled = layer_norm(eps, "final_norm", settled=True)(
         jnp.mean(tokens, axis=1, dtype=jnp.float32)).astype(self.dtype)
     return self._head(pooled, {name: features[name] for name in want})
 

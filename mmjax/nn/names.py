@@ -1,6 +1,24 @@
 """Checks of values that come from a config, with errors that let the reader correct them."""
 
+import contextlib
 import difflib
+import re
+
+_KEY = re.compile(r"[a-z_]\w*(\.\w+|\[\d+\])*\s?[:=]")  # what begins with a key of the config
+
+
+def below(path, message):
+  """The message with the place in a config before it: "mask.ratio=1: ..." of "mask" and "ratio=1: ..."."""
+  return f"{path}{'.' if _KEY.match(message) else ': '}{message}"
+
+
+@contextlib.contextmanager
+def within(path):
+  """Where what is done belongs to a part of a config: a ValueError in it names the part first."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(below(path, str(error))) from error
 
 
 def check_choice(what, value, valid):

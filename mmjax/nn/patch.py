@@ -20,9 +20,9 @@ def patch_grid(shape, patch):
     raise ValueError(f"{what} must be {AXES[len(patch)]}; got shape {tuple(shape)}.")
   sides = shape[1:-1]
   if any(side % part for side, part in zip(sides, patch)):
-    what = "An image" if len(patch) == 2 else "A video"
-    raise ValueError(f"{what} of {'x'.join(map(str, sides))} is not a whole number of patches of "
-                     f"{'x'.join(map(str, patch))}: resize or crop it.")
+    what = "an image" if len(patch) == 2 else "a video"
+    raise ValueError(f"patch: {what} of {'x'.join(map(str, sides))} is not a whole number of patches of "
+                     f"{'x'.join(map(str, patch))}; resize or crop it in data.transforms, or take another patch")
   return tuple(side // part for side, part in zip(sides, patch))
 
 

@@ -167,6 +167,15 @@ class Objective(abc.ABC):
     """The next `state`, from statistics summed over the whole batch."""
     return ctx.state
 
+  def generate(self, ctx: Context, params: Tree, batch: Batch, **how: Any) -> dict[str, dict]:
+    """What the model makes from the modalities of `batch`, row by row, and what is there: see
+    `objectives.fourm.FourM.generate`, and the evaluator `generate`, whose settings `how` are.
+
+    Raises:
+      ValueError: this objective does not generate, or not so.
+    """
+    raise ValueError("this objective generates no modality from another")
+
   def weights(self, step: jax.Array) -> dict[str, float | jax.Array]:
     """Weight of each loss term at `step`; a name that is missing weighs 1."""
     return {}

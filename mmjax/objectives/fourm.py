@@ -11,10 +11,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.generate import any_to_any
 from mmjax.losses.classification import token_cross_entropy
 from mmjax.masking import budgets, modalities
 from mmjax.models import fourm
 from mmjax.models.modality import Modality
+from mmjax.nn.names import within
 from mmjax.objectives.contract import Objective, weigh
 from mmjax.objectives.encoder import Encoder
 
@@ -86,6 +88,8 @@ class FourM(Objective):
   def init(self, rng, batch):
     keys = jax.random.split(rng, 2 + len(self.modalities))
     state = {}
+    with within("encoder"):
+      self.encoder.grid_of(batch[self._image].shape)
     for key, (name, row) in zip(keys[2:], sorted(self.modalities.items())):
       own = {"target": row.target.init(key, batch)} if row.kind == "tokens" else {}
       self._check(name, row, own, batch)
@@ -149,6 +153,47 @@ class FourM(Objective):
     return {name: self._ids_of(self.modalities[name], state["modalities"].get(name), batch)
             for name in names if self.modalities[name].kind != "patches"}
 
+  def generate(self, ctx, params, batch, *, condition, stages):
+    """Modalities that the model makes, and the true ones beside them.
+
+    The keys of what is drawn follow from (seed, row) by the name "generate".
+
+    Args:
+      batch: has what the modalities named here are made of, and in any case images.
+      condition, stages: see `any_to_any.generate`.
+
+    Returns:
+      {"made": those of `stages`, "true": these and those of `condition`}, each {name: {...}}. In it
+      "ids" int32 [B, N], but of the patches; of a sequence "mask" bool [B, N], which of them are
+      there; of the patches, and of a grid whose tokenizer makes one, "picture" float32
+      [B, H, W, C]: with one channel a map of levels from 0 to 1, else pixels as the inputs have.
+
+    Raises:
+      ValueError: a modality cannot be had from this model.
+    """
+    made = any_to_any.generate(self, params, ctx.state, batch, ctx.keys("generate", batch),
+                               condition=condition, stages=stages)
+    names, table = [stage.modality for stage in stages], self.modalities
+    true = {name: self._shown(ctx.state, name, ids, batch.get(f"{table[name].source}_mask"))
+            for name, ids in self.ids(ctx.state, batch, [*condition, *names]).items()}
+    patches = [name for name in condition if table[name].kind == "patches"]
+    return {"made": {name: self._shown(ctx.state, name, made[name], made.get(f"{name}_mask"))
+                     for name in names},
+            "true": true | {name: {"picture": batch[self._image]} for name in patches}}
+
+  def _shown(self, state, name, ids, mask):
+    """One modality of `generate`; `mask` of a sequence, None: all is there."""
+    row = self.modalities[name]
+    if row.kind == "sequence":
+      return {"ids": ids, "mask": jnp.ones(ids.shape, bool) if mask is None else mask}
+    if not hasattr(row.target, "picture"):
+      return {"ids": ids}
+    try:
+      picture = row.target.picture(state["modalities"][name]["target"], ids, row.grid)
+    except ValueError:  # a tokenizer of features
+      return {"ids": ids}
+    return {"ids": ids, "picture": picture.astype(jnp.float32)}
+
   @property
   def _image(self):
     return next(row.source for row in self.modalities.values() if row.kind == "patches")
@@ -194,7 +239,7 @@ class FourM(Objective):
     at = f"modalities.{name}"
     if row.kind != "tokens" and row.source not in batch:
       raise ValueError(f"{at}.source: the batch has no {row.source!r}; data gives "
-                       f"{', '.join(batch)}")
+                       f"{', '.join(batch)}: see data.transforms")
     if row.kind == "sequence" and batch[row.source].shape[1] != row.length:
       raise ValueError(f"{at}.length: {row.length}, but {row.source!r} has "
                        f"{batch[row.source].shape[1]} tokens")
@@ -205,7 +250,7 @@ class FourM(Objective):
       ids = jax.eval_shape(lambda batch: self._ids_of(row, state, batch), batch)
     except KeyError as error:
       raise ValueError(f"{at}.target: it reads {error}, which the batch has not; data gives "
-                       f"{', '.join(batch)}") from error
+                       f"{', '.join(batch)}: see data.transforms") from error
     if size != row.vocab:
       raise ValueError(f"{at}.vocab: {row.vocab}, but its tokenizer has {size} ids")
     if ids.shape[1:] != (math.prod(row.grid),) or ids.dtype != jnp.int32:

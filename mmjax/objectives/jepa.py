@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from mmjax.losses import prediction as losses
 from mmjax.losses import variance as batch_losses
-from mmjax.nn.names import check_choice
+from mmjax.nn.names import check_choice, within
 from mmjax.nn.norm import normalise
 from mmjax.objectives import monitors
 from mmjax.objectives.contract import Objective, weigh
@@ -88,8 +88,8 @@ class Jepa(Objective):
   def init(self, rng, batch):
     keys = jax.random.split(rng)
     image = batch["image"]
-    encoder = self.encoder.init(keys[0], image)["params"]
     blocks, grid = self._blocks(jax.random.split(jax.random.key(0), len(image)), image)
+    encoder = self.encoder.init(keys[0], image)["params"]
     _, extra = self.encoder.apply({"params": mesh_lib.unbox(encoder)}, image, keep=blocks.context,
                                   want=("tokens",))
     predictor = self.predictor.init(keys[1], extra["tokens"], *blocks, grid)["params"]
@@ -136,14 +136,15 @@ class Jepa(Objective):
     return {"prediction": 1.0} if self.loss == "l2" else {}
 
   def collapsed_below(self, batch_size):
-    return monitors.collapsed_below(batch_size, self.encoder.width)
+    return monitors.collapsed_below(batch_size, monitors.width_of(self.encoder))
 
   def _blocks(self, keys, image):
-    grid = self.encoder.grid_of(image.shape)
-    blocks = self.mask(keys, grid)
-    if not hasattr(blocks, "targets"):
-      raise ValueError("mask.name: gives one mask, but a context and target blocks are needed; "
-                       "take 'multi_block'")
+    with within("encoder"):
+      grid = self.encoder.grid_of(image.shape)
+    with within("mask"):
+      blocks = self.mask(keys, grid)
+      if not hasattr(blocks, "targets"):
+        raise ValueError("name: gives one mask, but a context and target blocks are needed; take 'multi_block'")
     return blocks, grid
 
   def _predict(self, ctx, params, batch):
@@ -162,7 +163,8 @@ class Jepa(Objective):
     _, context = self.encoder.apply({"params": params["encoder"]}, image, keep=blocks.context,
                                     keys=keys, train=ctx.train, want=("tokens",))
     prediction = self.predictor.apply({"params": params["predictor"]}, context["tokens"], *blocks,
-                                      grid, keys=keys, train=ctx.train)
+                                      grid, keys=ctx.keys("predictor", batch) if ctx.train else None,
+                                      train=ctx.train)
     mean = lambda x: jnp.mean(x.astype(jnp.float32), axis=tuple(range(1, x.ndim - 1)))
     return {"image/pooled": pooled.astype(jnp.float32), "prediction": prediction, "target": target,
             "context/mean": mean(context["tokens"]), "prediction/mean": mean(prediction),

@@ -19,10 +19,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax import masking
 from mmjax.losses import prediction as losses
 from mmjax.losses.classification import softmax_cross_entropy
 from mmjax.nn.linear import Linear
-from mmjax.nn.names import check_choice
+from mmjax.nn.names import check_choice, within
 from mmjax.nn.patch import unpatchify
 from mmjax.objectives.contract import Objective, weigh
 from mmjax.objectives.encoder import Encoder
@@ -104,11 +105,18 @@ class Masked(Objective):
       raise ValueError(f"beta: must be positive, not {self.beta}")
     ema.from_config(self.momentum)
 
+  @property
+  def vocabularies(self):
+    """{path in the config: ids that it has embeddings for}, of a text tower of the target."""
+    found = getattr(self.target, "vocabularies", {})
+    return {f"target.{path}": size for path, size in found.items()}
+
   def init(self, rng, batch):
     keys = jax.random.split(rng, 6)
+    with within("encoder"):
+      grid = self.encoder.grid_of(batch[self.input].shape)
     params = {"encoder": self.encoder.init(keys[0], batch[self.input])["params"]}
     state = {"target": self.target.init(keys[1], batch)}
-    grid = self.encoder.grid_of(batch[self.input].shape)
     mask = self._any_mask(batch, grid)
     features = self._encode(mesh_lib.unbox(params), batch, mask)
 
@@ -168,9 +176,9 @@ class Masked(Objective):
     `masked` bool [B, N]; with a loss predictor what it expects there, float32 [B, P]."""
     grid = self.encoder.grid_of(batch[self.input].shape)
     target, mask = self._hide(ctx, batch, grid)
-    keys = ctx.keys("model", batch) if ctx.train else None
-    features = self._encode(params, batch, mask, keys, ctx.train)
-    run = dict(keys=keys, train=ctx.train)
+    keys = functools.partial(ctx.keys, batch=batch) if ctx.train else lambda name: None
+    features = self._encode(params, batch, mask, keys("model"), ctx.train)
+    run = dict(keys=keys("decoder"), train=ctx.train)
     x = features["tokens"] if self.decoder is None else (
         self.decoder.apply({"params": params["decoder"]}, features, mask, grid, **run))
     x = x if isinstance(x, dict) else {PREDICTION: x}
@@ -214,6 +222,9 @@ class Masked(Objective):
     if not self.head and tokens.shape[-1] != size:
       raise ValueError(f"decoder: gives {tokens.shape[-1]} numbers a token where the target has {size}; "
                        "let it give as many, or take head=True")
+    if getattr(self.target, "text", None) is not None and self.mask.guided != "text":
+      raise ValueError("target.text: only a mask guided by 'text' has a use for it, and this one is "
+                       f"guided by {self.mask.guided!r}; leave it out, or take mask.name='text_guided'")
     if self.mask.guided not in (None, "loss"):
       jax.eval_shape(lambda: self.target(state, batch, grid, self.mask.guided))
 
@@ -222,7 +233,10 @@ class Masked(Objective):
     x = batch[self.input]
     keys = jax.random.split(jax.random.key(0), len(x))
     guide = jnp.zeros((len(x), math.prod(grid))) if self.mask.guided else None
-    return self.mask(keys, grid, guide)
+    with within("mask"):
+      mask = self.mask(keys, grid, guide)
+      masking.check_kind(mask, masking.Mask)
+    return mask
 
   def _encode(self, params, batch, mask=None, keys=None, train=False):
     """The encoder's features of what it sees, without a mask of all: "tokens" [B, K or N, D],
@@ -235,8 +249,10 @@ class Masked(Objective):
     return features
 
   def _head(self, batch, grid, dtype):
-    axis = "vocab" if self.loss == "cross_entropy" else "prediction"
-    return Linear((self.target.size(batch, grid),), ("embed", axis), dtype=str(dtype))
+    """Logits are float32 whatever the tokens are: with thousands of ids bfloat16 would blur their loss."""
+    ids = self.loss == "cross_entropy"
+    return Linear((self.target.size(batch, grid),), ("embed", "vocab" if ids else "prediction"),
+                  dtype="float32" if ids else str(dtype))
 
   def _places(self, mask):
     """The tokens that are predicted, int32 [B, P]."""

@@ -5,6 +5,7 @@ its method `collapsed_below` returns what the function of that name does.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,12 +38,17 @@ def of_prototypes(probabilities: jax.Array, valid: jax.Array) -> Mapping[str, Te
   return {"prototype_entropy": weigh(entropy, jnp.any(valid > 0))}
 
 
-def collapsed_below(batch_size: int, width: int, prototypes: bool = False) -> dict[str, float]:
+def width_of(encoder: Any) -> int:
+  """How many numbers an encoder makes of an image: a ViT's width, or that of a CNN's last stage."""
+  return getattr(encoder, "width", None) or encoder.widths[-1]
+
+
+def collapsed_below(batch_size: int, width: int, prototypes: tuple[str, ...] = ()) -> dict[str, float]:
   """Thresholds of the metrics above, for `batch_size` rows of `width` numbers.
 
   Args:
-    prototypes: there is a "prototype_entropy" too.
+    prototypes: names of metrics that are made as "prototype_entropy" is.
   """
   rank = max(LEAST_RANK, LEAST_RANK_SHARE * min(batch_size, width))
   least = {"effective_rank": rank, "feature_std": LEAST_STD}
-  return least | ({"prototype_entropy": LEAST_ENTROPY} if prototypes else {})
+  return least | dict.fromkeys(prototypes, LEAST_ENTROPY)

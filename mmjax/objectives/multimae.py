@@ -12,6 +12,7 @@ from mmjax.masking import budgets
 from mmjax.models.fourm import take
 from mmjax.models import multimae
 from mmjax.models.multimae import TASKS
+from mmjax.nn.names import within
 from mmjax.nn.patch import patchify
 from mmjax.objectives.contract import Objective, weigh
 from mmjax.objectives.encoder import Encoder
@@ -180,13 +181,14 @@ class MultiMAE(Objective):
     absent = [task for task in TASKS if task not in batch]
     if absent:
       raise ValueError(f"the batch has no {absent[0]!r}, and multimae reads {', '.join(TASKS)}; "
-                       f"data gives {', '.join(batch)}")
+                       f"data gives {', '.join(batch)}: see data.transforms")
     size = batch["image"].shape[1:3]
+    with within("encoder"):
+      grid = self.encoder.grid_of(batch["image"].shape)
     for task in TASKS[1:]:
       if batch[task].shape[1:3] != size:
-        raise ValueError(f"data: {task!r} of {list(batch[task].shape[1:3])} beside an image of "
-                         f"{list(size)}; resize them alike")
-    grid = self.encoder.grid_of(batch["image"].shape)
+        raise ValueError(f"the batch's {task!r} is of {list(batch[task].shape[1:3])} beside an image of "
+                         f"{list(size)}; let data.transforms resize them alike")
     patch = [side // count for side, count in zip(size, grid)]
     if any(side % self.cells for side in patch):
       raise ValueError(f"cells={self.cells}: does not divide a patch of {patch[0]}x{patch[1]} "

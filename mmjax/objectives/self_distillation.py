@@ -17,9 +17,11 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax import masking
 from mmjax.losses import self_distillation as losses
+from mmjax.masking.block_range import RangeMask
 from mmjax.nn.linear import KERNEL_INITS
-from mmjax.nn.names import check_choice
+from mmjax.nn.names import check_choice, within
 from mmjax.nn.prototypes import ProjectionHead, prototypes_of, unit
 from mmjax.objectives import monitors
 from mmjax.objectives.contract import Objective, Term, weigh
@@ -139,6 +141,8 @@ class SelfDistillation(Objective):
   def init(self, rng, batch):
     views = batch["global_views"]
     first = views[:, 0]
+    with within("encoder"):
+      self.encoder.grid_of(first.shape)
     keys = jax.random.split(rng, 3)
     variables = self.encoder.init(keys[0], first)
     params = {"encoder": variables["params"]}
@@ -163,13 +167,17 @@ class SelfDistillation(Objective):
     if count < 2:
       raise ValueError("a view is compared with other views, and the batch has one only")
     if local is not None:
+      with within("encoder"):
+        self.encoder.grid_of(local[:, 0].shape)
       jax.eval_shape(self.encoder.apply, {"params": mesh_lib.unbox(params)}, local[:, 0])
     if self.mask is not None:
       grid = self.encoder.grid_of(views[:, 0].shape)
-      mask = jax.eval_shape(lambda: self.mask(jax.random.split(jax.random.key(0), 1), grid))
-      if not self._replaces and hasattr(mask, "used"):
-        raise ValueError("mask: rows that mask different numbers of patches cannot drop them; set "
-                         "encoder.mask_token, or take a mask of one ratio")
+      with within("mask"):
+        mask = jax.eval_shape(lambda: self.mask(jax.random.split(jax.random.key(0), 1), grid))
+        if not self._replaces and isinstance(mask, RangeMask):
+          raise ValueError("rows that mask different numbers of patches cannot drop them; set "
+                           "encoder.mask_token, or take a mask of one ratio")
+        masking.check_kind(mask, masking.Mask, RangeMask)
 
   def forward(self, ctx, params, batch):
     features, stats = {}, {}
@@ -346,9 +354,8 @@ class SelfDistillation(Objective):
     return {part: math.log(self._count(part)) for part in self._parts if part in self.losses}
 
   def collapsed_below(self, batch_size):
-    # Of a ViT, or of a CNN's last stage.
-    width = getattr(self.encoder, "width", None) or self.encoder.widths[-1]
-    return monitors.collapsed_below(batch_size, width, prototypes=True)
+    prototypes = tuple(f"{prefix}prototype_entropy" for prefix in ("", "patch_")[:len(self._parts)])
+    return monitors.collapsed_below(batch_size, monitors.width_of(self.encoder), prototypes)
 
   @property
   def _parts(self):
@@ -417,13 +424,17 @@ def _take(tokens, places):
 
 
 def _signs(prefix, out, weight):
-  """Metrics of targets: how sure they are, and how many prototypes they use.
+  """Metrics of what prototypes are for: how sure the targets are, and how many the student uses.
+
+  The student's use, for that of targets tells nothing: Sinkhorn spreads them evenly over all prototypes, of
+  features that are all the same too.
 
   Returns:
-    {"target_entropy": mean entropy of a target in nats, "prototype_entropy": see `monitors`}.
+    {"target_entropy": mean entropy of a target in nats, "prototype_entropy": of the student's mean
+    prediction, see `monitors`}.
   """
-  total = jnp.sum(out.target_usage)
-  mean = out.target_usage / jnp.where(total > 0, total, 1)
+  total = jnp.sum(out.usage)
+  mean = out.usage / jnp.where(total > 0, total, 1)
   spread = monitors.of_prototypes(mean[None], (total > 0)[None])["prototype_entropy"]
   return {f"{prefix}target_entropy": weigh(out.entropy, weight),
           f"{prefix}prototype_entropy": spread}

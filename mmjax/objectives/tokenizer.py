@@ -74,6 +74,9 @@ class Tokenizer(Objective):
     if self.critic is not None and self.target is not None:
       raise ValueError("critic: judges pictures, and the decoder is to give the target's features; "
                        "leave one of them out")
+    if getattr(self.target, "text", None) is not None:
+      raise ValueError("target.text: is for a mask that goes by the text, and nothing is masked here; "
+                       "leave it out")
 
   def init(self, rng, batch):
     keys = jax.random.split(rng, 3)

@@ -30,13 +30,11 @@ class Distilled(NamedTuple):
   Attributes:
     loss: float32 [B, P], cross-entropy of each pair.
     entropy: float32 [B, P], of the targets, in nats; no gradient.
-    target_usage: float32 [K], weighted sum of the targets over pairs; no gradient.
     usage: float32 [K], weighted sum of the student's probabilities over pairs.
   """
 
   loss: jax.Array
   entropy: jax.Array
-  target_usage: jax.Array
   usage: jax.Array
 
 
@@ -66,9 +64,9 @@ def distil(teacher, student, teacher_prototypes, prototypes, weight, bias, teach
   axes = _batch_axes(len(student))
   constants = jax.tree.map(lax.stop_gradient, (teacher, teacher_prototypes, weight, bias,
                                                jnp.float32(teacher_temperature)))
-  loss, entropy, target_usage, usage = _distil(
+  loss, entropy, usage = _distil(
       axes, block, dtype, student, prototypes, jnp.float32(student_temperature), *constants)
-  return Distilled(loss, lax.stop_gradient(entropy), lax.stop_gradient(target_usage), usage)
+  return Distilled(loss, lax.stop_gradient(entropy), usage)
 
 
 def sinkhorn(features, prototypes, weight, temperature, iterations=3, *, dtype="float32",
@@ -132,23 +130,21 @@ def _distil_forward(axes, block, dtype, student, prototypes, temperature, *const
 
   def local(student, teacher, weight, prototypes, temperature, teacher_prototypes, bias,
             teacher_temperature):
-    def visit(usages, rows):
+    def visit(usage, rows):
       student, teacher, weight = rows
       logits = _logits(student, prototypes, dtype) / temperature
       targets = _logits(teacher, teacher_prototypes, dtype) / teacher_temperature + bias
       loss, entropy = (losses.cross_entropy(targets, x) for x in (logits, targets))
-      more = (weight @ jax.nn.softmax(x) for x in (targets, logits))
-      return tuple(map(jnp.add, usages, more)), (loss, entropy)
+      return usage + weight @ jax.nn.softmax(logits), (loss, entropy)
 
-    nothing = jnp.zeros(prototypes.shape[1])
     rows = _blocks((student, teacher, weight), block)
-    usages, of_rows = lax.scan(visit, (nothing, nothing), rows)
+    usage, of_rows = lax.scan(visit, jnp.zeros(prototypes.shape[1]), rows)
     loss, entropy = (_unblocked(x, weight.shape) for x in of_rows)
-    return loss, entropy, usages[0][None], usages[1][None]
+    return loss, entropy, usage[None]
 
   whole = prototypes, temperature, teacher_prototypes, bias, teacher_temperature
-  loss, entropy, target_usage, usage = _on_shards(axes, local, (student, teacher, weight), whole)
-  result = loss, entropy, jnp.sum(target_usage, axis=0), jnp.sum(usage, axis=0)
+  loss, entropy, usage = _on_shards(axes, local, (student, teacher, weight), whole)
+  result = loss, entropy, jnp.sum(usage, axis=0)
   return result, (student, prototypes, temperature, *constants)
 
 
@@ -177,7 +173,7 @@ def _distil_backward(axes, block, dtype, saved, grads):
                                 _blocks((student, teacher, weight, grad), block))
     return _unblocked(d_student, student.shape), total[None]
 
-  whole = (prototypes, temperature, teacher_prototypes, bias, teacher_temperature, grads[3])
+  whole = (prototypes, temperature, teacher_prototypes, bias, teacher_temperature, grads[2])
   d_student, d_prototypes = _on_shards(axes, local, (student, teacher, weight, grads[0]), whole)
   return (d_student.astype(student.dtype), jnp.sum(d_prototypes, axis=0), None,
           *[None] * len(constants))

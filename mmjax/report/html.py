@@ -41,7 +41,8 @@ def render(workdir: str) -> str:
   made = [(title, list(make(run))) for title, make in (
       ("Summary", _summary), ("Training", _training), ("Evaluation", _evaluation),
       ("Retrieved neighbours", _neighbours), ("Classes", _classes),
-      ("Reconstructions", _reconstructions), ("Patches", _patches), ("Parameters", _parameters),
+      ("Reconstructions", _reconstructions), ("Generated", _generated), ("Patches", _patches),
+      ("Parameters", _parameters),
       ("Config", _config), ("Provenance", _provenance))]
   made.insert(1, ("Warnings", list(_warnings(run))))  # last, since the others may find problems
   return page.document(_title(run), [page.section(title, *parts) for title, parts in made if parts])
@@ -183,6 +184,10 @@ def _classes(run: runs.Run) -> Iterator[str]:
 
 def _reconstructions(run: runs.Run) -> Iterator[str]:
   yield from _kept(run, "reconstructions", kept.reconstructions)
+
+
+def _generated(run: runs.Run) -> Iterator[str]:
+  yield from _kept(run, "generated", kept.strips)
 
 
 def _patches(run: runs.Run) -> Iterator[str]:

@@ -56,11 +56,14 @@ def reconstructions(arrays: Arrays) -> page.Html:
 
 
 def strips(arrays: Arrays) -> page.Html:
-  """Pictures beside what their patches say, one line a record."""
-  captions = arrays["captions"].tolist()
+  """Pictures with captions, and with a text above them where there are texts, one line a record."""
+  records = arrays["pictures"]
+  captions = np.broadcast_to(arrays["captions"], records.shape[:2]).tolist()
+  texts = arrays["texts"].tolist() if "texts" in arrays else [""] * len(records)
   return page.Html("".join(
-      page.row(page.picture(picture, caption) for picture, caption in zip(record, captions))
-      for record in arrays["pictures"]))
+      (page.paragraph(text) if text else "")
+      + page.row(page.picture(picture, caption) for picture, caption in zip(record, line))
+      for record, line, text in zip(records, captions, texts)))
 
 
 def class_names(arrays: Arrays) -> list[str]:

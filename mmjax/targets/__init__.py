@@ -17,7 +17,11 @@ class Target(Protocol):
       the picture that predictions [B, N, d] of all tokens make, in the units of the batch's; the
       evaluator `reconstruction` shows it;
     trivial(loss) -> float | None
-      the loss of that name for a model that has learned nothing, see `Objective.trivial`.
+      the loss of that name for a model that has learned nothing, see `Objective.trivial`;
+    text
+      the text tower behind the guide "text", None for none;
+    vocabularies
+      {path in the target's config: number of token ids}, which no tokenizer of the data may exceed.
   """
 
   def init(self, rng: jax.Array, batch: dict) -> Any:

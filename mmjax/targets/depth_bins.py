@@ -42,5 +42,9 @@ class DepthBins:
     place = jnp.mean(jnp.log(depth / self.nearest), axis=-1) / jnp.log(self.farthest / self.nearest)
     return jnp.minimum(place * self.bins, self.bins - 1).astype(jnp.int32), None
 
+  def picture(self, state, ids, grid):
+    """int32 [B, N] -> levels float32 [B, *grid, 1] from 0, the nearest bin, to 1."""
+    return (ids / (self.bins - 1)).astype(jnp.float32).reshape(len(ids), *grid, 1)
+
 
 build = DepthBins

@@ -37,5 +37,9 @@ class PatchClass:
     votes = jnp.sum(jax.nn.one_hot(labels, self.classes), axis=2)
     return jnp.argmax(votes, axis=-1).astype(jnp.int32), None
 
+  def picture(self, state, ids, grid):
+    """int32 [B, N] -> levels float32 [B, *grid, 1] from 0 to 1, one for each class."""
+    return (ids / (self.classes - 1)).astype(jnp.float32).reshape(len(ids), *grid, 1)
+
 
 build = PatchClass

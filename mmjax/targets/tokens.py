@@ -39,5 +39,13 @@ class Tokens:
     """That of equal probabilities."""
     return math.log(self.tokenizer.codes) if loss == "cross_entropy" else None
 
+  def picture(self, state, ids, grid):
+    """int32 [B, N] -> float32 [B, H, W, C], what the tokenizer makes of them.
+
+    Raises:
+      ValueError: it makes no pictures.
+    """
+    return self.tokenizer.picture(state["tokenizer"], ids, grid)
+
 
 build = Tokens

@@ -22,6 +22,7 @@ from mmjax.config import ConfigError
 from mmjax.data.batch_sizes import BatchSizes
 from mmjax.data.mixture import Mixture
 from mmjax.data.stream import Stream
+from mmjax.nn import names
 from mmjax.objectives.contract import Objective
 from mmjax.optim import build as optim_lib
 from mmjax.optim import groups as optim_groups
@@ -303,10 +304,10 @@ def _abstract_params(objective: Objective, batch: Node) -> Any:
   try:
     return jax.eval_shape(objective.init, jax.random.key(0), batch)[0]
   except KeyError as error:
-    raise ConfigError(f"objective: the batch has no {error}; data gives {', '.join(batch)}"
-                      ) from error
+    raise ConfigError(f"objective: the batch has no {error}; data gives {', '.join(batch)}: see data.transforms, "
+                      "in which Keep and Rename say what is in it") from error
   except (ValueError, TypeError, FlaxError) as error:
-    raise ConfigError(f"objective: {error}") from error
+    raise ConfigError(names.below("objective", str(error))) from error
 
 
 def _check_rules(rules: Node, boxed: Any) -> None:

@@ -20,7 +20,7 @@ from mmjax.parallel import processes
 from mmjax.training.assemble import Run
 from mmjax.training.streams import abstract_batch
 from mmjax.training.state import EMA, TrainState
-from mmjax.training.step import make_eval_step, make_features
+from mmjax.training.step import make_eval_step, make_features, make_generate
 
 Batch = Mapping[str, Any]
 
@@ -94,6 +94,10 @@ class Session:
     """The objective's features of a batch with train=False; see `Objective.forward`."""
     return self._call(("features", tuple(want)), batch)
 
+  def generate(self, batch: Batch, **how: Any) -> dict[str, dict]:
+    """What the objective generates from a batch; see `Objective.generate`. `how` can be hashed."""
+    return self._call(("generate", tuple(sorted(how.items()))), batch)
+
   def encoder(self, path: str) -> Callable[..., dict[str, jax.Array]]:
     """Another model's `features`: those of the image encoder of the checkpoint at `path`, a workdir
     or a folder of another format. It is read once, and lies whole on every device.
@@ -138,11 +142,13 @@ class Session:
 
   def _call(self, which: tuple, batch: Batch) -> Any:
     if which not in self._functions:
-      seed = self._run.settings.seed
-      make = functools.partial(make_features, want=which[1]) if which[0] == "features" else make_eval_step
+      kind, *more = which
+      make = {"features": lambda **kw: make_features(want=more[0], **kw),
+              "generate": lambda **kw: make_generate(**dict(more[0]), **kw),
+              "metrics": make_eval_step}[kind]
+      make = make(objective=self._run.objective, seed=self._run.settings.seed)
       self._functions[which] = jax.jit(
-          make(self._run.objective, seed=seed),
-          out_shardings=None if which[0] == "features" else mesh_lib.replicated(self._run.mesh))
+          make, out_shardings=mesh_lib.replicated(self._run.mesh) if kind == "metrics" else None)
     batch = jax.tree.map(self._on_mesh, dict(batch))
     return self._functions[which](self._params, self._state, self._teachers, batch)
 

@@ -65,6 +65,16 @@ def make_features(objective: Objective, *, seed: int, want: tuple[str, ...] = ()
   return features
 
 
+def make_generate(objective: Objective, *, seed: int, **how: Any):
+  """`(params, state, teachers, batch) -> ` what the objective generates; see `Objective.generate`."""
+
+  def generate(params: Tree, state: Tree, teachers: Tree, batch: Tree) -> dict[str, dict]:
+    ctx = Context(step=jnp.int32(0), state=state, teachers=teachers, seed=seed, train=False)
+    return objective.generate(ctx, params, batch, **how)
+
+  return generate
+
+
 def make_eval_step(objective: Objective, *, seed: int):
   """`(params, state, teachers, batch) -> {name: Term}`: held-out loss, its terms, metrics; train=False.
 

@@ -15,6 +15,7 @@ from mmjax.data.mixture import Mixture, share, shares_by_size
 from mmjax.data.part import cut
 from mmjax.data.sources import synthetic
 from mmjax.data.stream import DataError, Stream
+from mmjax.data.text_transforms import Tokenise
 
 Node = dict[str, Any]
 SOURCES = "mmjax.data.sources"
@@ -195,6 +196,12 @@ def abstract_batch(stream: Stream | Mixture, batch_size: int) -> Node:
            for key, one in spec.items()}
   return {**batch, "row": jax.ShapeDtypeStruct((batch_size, 2), jnp.uint32),
           "valid": jax.ShapeDtypeStruct((batch_size,), jnp.bool_)}
+
+
+def tokenise(stream: Stream | Mixture) -> list[Tokenise]:
+  """The transforms by which texts of a stream, or of its parts, become ids."""
+  parts = getattr(stream, "streams", (stream,))
+  return [step for part in parts for step in part.transforms if isinstance(step, Tokenise)]
 
 
 def check_vocabulary(objective: Any, stream: Stream | Mixture) -> None:

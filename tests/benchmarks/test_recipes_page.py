@@ -10,7 +10,7 @@ from mmjax import config as config_lib
 
 
 def fake(probe, loss=0.5):
-  return Result(probe, probe / 2, loss, 1.0)
+  return Result(probe, probe / 2, {"prediction": (loss, 1.0)})
 
 
 def test_every_masked_and_self_distilled_recipe_has_a_row():
@@ -36,6 +36,12 @@ def test_gain_is_the_least_over_seeds_and_must_reach_the_margin():
   assert recipes.row(recipe, results)[-3:-1] == ("+0.060", "yes")
   results["recipe"][0] = fake(0.5, 0.97)  # one seed's loss is near its trivial value
   assert recipes.row(recipe, results)[-3:-1] == ("+0.060", "**no**")
+  results["recipe"] = [Result(0.5, 0.1, {"a": (0.5, 1.0), "b": (1.98, 2.0)}), fake(0.33)]  # or one of its terms
+  results["recipe"][1] = Result(0.5, 0.1, {"a": (0.1, 1.0), "b": (0.98, 2.0)})
+  row = recipes.row(recipe, results)
+  assert row[4] == "1.480 of 2.000 (b)" and row[-2] == "**no**"
+  results["recipe"] = [Result(0.5, 0.1)] * 2  # of two views
+  assert recipes.row(recipe, results)[4] == "–" and recipes.row(recipe, results)[-2] == "yes"
 
 
 def test_page_shows_what_is_finished_and_names_the_rest():
@@ -74,7 +80,7 @@ def test_an_unfinished_run_is_no_result(tmp_path: pathlib.Path):
 
 def test_what_runs_came_to_is_kept_as_long_as_the_recipe_is_the_same(tmp_path):
   recipe = RECIPES[0]
-  ends = {f"{kind}-{seed}": {"probe": 0.4 + seed / 10, "other": 0.2, "loss": 0.5, "trivial": 1.0}
+  ends = {f"{kind}-{seed}": {"probe": 0.4 + seed / 10, "other": 0.2, "losses": {"prediction": [0.5, 1.0]}}
           for seed in range(2) for kind in recipe.kinds(seed)}
   kept = {recipe.name: {"config": recipes.config_digest(recipe), **ends}}
   assert recipes.to_keep(tmp_path, kept) == kept

@@ -148,6 +148,19 @@ def eva02(seen):
   loses(seen, cosine)
 
 
+def text_guided(seen):
+  """EVA-02 whose masked patches are those most like the caption, by the towers of one dual encoder."""
+  eva02(seen)
+  target, weights = seen.objective.target, seen.state["target"]
+  patches = jax.jit(functools.partial(target.teacher.apply, want=("tokens",)))(
+      {"params": weights["teacher"]}, seen.batch["image"])[1]["tokens"]
+  patches = np.float64(patches @ weights["teacher"]["projection"]["kernel"])
+  text, _ = jax.jit(target.text.apply)({"params": weights["text"]}, seen.batch["text"], seen.batch["text_mask"])
+  similar = 1 - cosine(patches, np.float64(text)[:, None])
+  masked = seen.features["masked"]
+  assert (np.where(masked, similar, 2).min(1) > np.where(masked, -2, similar).max(1) - 1e-5).all()
+
+
 def maskalign(seen):
   """Of the patches to which the teacher attends, mixtures of blocks are aligned with several of its
   normalised blocks; nothing is reconstructed."""
@@ -389,6 +402,7 @@ MECHANISMS = {
     "masked/spark:smoke": spark,
     "masked/maskdistill:smoke": maskdistill,
     "masked/eva02:smoke": eva02,
+    "masked/eva02:text_guided_smoke": text_guided,
     "masked/maskalign:smoke": maskalign,
     "masked/maskalign:uta_smoke": uta,
     "masked/vq:smoke": vq,
@@ -427,7 +441,7 @@ def test_a_recipe_holds_its_mechanism(name):
 # What of an objective no variant changes, and what within it goes by the size.
 HELD = ("name", "mask", "target", "hide", "predict", "head", "loss", "losses", "commitment",
         "alpha", "regularise", "targets", "centring", "teacher_prototypes", "momentum")
-OF_SIZE = ("least", "layers", "teacher", "tokenizer", "start")
+OF_SIZE = ("least", "layers", "teacher", "text", "tokenizer", "start")
 
 
 def held(node):
@@ -443,12 +457,17 @@ def without_sizes(node):
   return {key: without_sizes(value) for key, value in node.items() if key not in OF_SIZE}
 
 
+def method(variant):
+  """Of a recipe that has another in it too, which one."""
+  return next((name for name in ("uta", "text_guided") if variant.startswith(name)), None)
+
+
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_every_variant_holds_the_mechanism_of_the_smoke_variant(name):
   recipe, _, smoke = name.partition(":")
   want = held(config_lib.load(name)["objective"])
   for variant in variants(recipe):
-    if variant == smoke or variant.startswith("uta") != smoke.startswith("uta"):
+    if variant == smoke or method(variant) != method(smoke):
       continue
     assert held(config_lib.load(f"{recipe}:{variant}")["objective"]) == want, variant
 

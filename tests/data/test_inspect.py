@@ -43,6 +43,12 @@ def test_what_is_counted():
   assert lines["field score"] == "float: 1"
 
 
+def test_captions_in_arrays_are_texts_and_what_is_no_utf_8_is_broken():
+  found = survey.survey(formats.Records([{"caption": np.array(["ä".encode(), b"b"], object)},
+                                         {"caption": np.array([b"\xff"], object)}]))
+  assert found.texts == {"ä": 1, "b": 1} and [record for record, _ in found.broken] == [1]
+
+
 def test_a_part_is_spread_evenly_and_processes_count_alike(tmp_path):
   from mmjax.data import spec
   source = spec.open_source(formats.write_tars(tmp_path / "shards", count=450))

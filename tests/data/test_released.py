@@ -1,11 +1,13 @@
 """Readers of released evaluation sets, on tiny files of the same form."""
 
 import json
+import os
 import pickle
 
+import numpy as np
 import pytest
 
-from mmjax.data import spec
+from mmjax.data import records, spec
 from mmjax.data.sources import coco, compositional, folder
 from tests.data import formats
 
@@ -56,14 +58,39 @@ def test_cocos_own_annotations(tmp_path):
   source = coco.build(path, root=str(tmp_path / "val2017"))
   assert [source[i]["caption"] for i in range(2)] == [["b"], ["a", "c"]] and len(source) == 2
   assert source[1]["image"] == formats.picture(2)
-  with pytest.raises(ValueError, match="cannot read .*annotations/0.jpg"):
+  with pytest.raises(ValueError, match="^captions_val2017.json, 0.jpg: cannot read .*annotations/0.jpg"):
     coco.build(path)[0]
+  assert records.where(source, 1) == "captions_val2017.json, 2.jpg"
 
 
 @pytest.mark.parametrize("value", (b"no json", {"x": 1}, {"images": []}, [1], {"images": [{"filename": "x"}]}))
 def test_other_files_are_no_captions(value, tmp_path):
   with pytest.raises(ValueError, match="path: .*x.json (cannot be read as JSON|is neither)"):
     coco.build(save(tmp_path / "x.json", value))
+
+
+@pytest.mark.parametrize("value, why", (
+    ({"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "bbox": []}]},
+     "KeyError: 'caption'; of captions_.*.json: images with id and file_name"),  # instances_val2017.json
+    ({"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 2, "caption": "x"}]},
+     "an annotation of image 2, which its images do not list"),
+    ({"images": [{"filename": "a", "sentences": [{"raw": "x"}]}]}, "KeyError: 'split'; of Karpathy's: images with filename"),
+    ({"images": ["a"], "annotations": []}, "TypeError: .*; of captions_")))
+def test_captions_of_another_form_are_refused_in_one_line(value, why, tmp_path):
+  with pytest.raises(ValueError, match=f"^path: .*x.json .*{why}") as error:
+    coco.build(save(tmp_path / "x.json", value))
+  assert "\n" not in str(error.value)
+
+
+def test_home_folder_stands_in_paths_of_released_sets(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  karpathy(tmp_path / "coco", True)
+  os.rename(tmp_path / "coco" / "dataset.json", tmp_path / "dataset.json")
+  assert coco.build("~/dataset.json", root="~/coco")[1]["image"] == formats.picture(4)
+  save(tmp_path / "a.json", {"0": {"filename": "4.jpg", "caption": "x", "negative_caption": "y"}})
+  assert compositional.build("~/a.json", root="~/coco/val2014")[0]["image"] == formats.picture(4)
+  np.savez(tmp_path / "a.npz", image=np.zeros((2, 3)))
+  assert len(spec.open_source("~/a.npz")) == 2
 
 
 def test_sugarcrepe(tmp_path):

@@ -10,7 +10,7 @@ from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
-from mmjax.data import transforms
+from mmjax.data import spec, transforms
 from mmjax.data.sources import arrays
 from mmjax.data.sources import tfds as tfds_source
 
@@ -51,14 +51,17 @@ class TinyPairs(tfds.core.GeneratorBasedBuilder):
   def _info(self):
     return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({
         "image": tfds.features.Image(shape=(None, None, 3)), "id": np.int64,
-        "caption": tfds.features.Sequence(tfds.features.Text())}))
+        "caption": tfds.features.Sequence(tfds.features.Text()), "title": tfds.features.Text(),
+        "class": tfds.features.ClassLabel(names=["even", "odd"]),
+        "text": tfds.features.Sequence({"raw": tfds.features.Text()})}))
 
   def _split_generators(self, manager):
     return {"train": self._generate_examples(12), "test": self._generate_examples(3)}
 
   def _generate_examples(self, n):
     for i in range(n):
-      yield i, {"image": png(i), "id": i, "caption": [f"number {i}", "a picture"]}
+      yield i, {"image": png(i), "id": i, "caption": [f"number {i}", "ä picture"], "title": "t", "class": i % 2,
+                "text": [{"raw": "x"}]}
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,39 @@ def test_tfds_records_hold_encoded_images_and_are_read_without_tensorflow(data_d
   np.testing.assert_array_equal(decoded["image"], np.full((5, 4, 3), record["id"], np.uint8))
   caption = transforms.SampleCaption("first")(record, None)["caption"]
   assert caption == f"number {record['id']}"
+
+
+def test_tfds_features_become_image_caption_and_label(data_dir):
+  source = pickle.loads(pickle.dumps(tfds_source.build("tiny_pairs", "train", data_dir)))
+  record = source[5]
+  assert record["caption"] == [f"number {record['id']}", "ä picture"] and record["label"] == record["id"] % 2
+  assert source.class_names("label") == ("even", "odd") and "class" not in record
+  source = tfds_source.build("tiny_pairs", "train", data_dir, caption="title", label="")
+  record = source[5]
+  assert record["caption"] == ["t"] and record["class"] == record["id"] % 2 and "label" not in record
+  assert source.class_names("label") is None
+  with pytest.raises(ValueError, match="label: the feature 'title' is Text.*, which is no label"):
+    tfds_source.build("tiny_pairs", "train", data_dir, label="title")
+  # A feature of a usual name that is no text keeps its name.
+  source = tfds_source.build("tiny_pairs", "train", data_dir, keys=("text", "id"))
+  assert set(source[0]) == {"text", "id"}
+
+
+def test_tfds_names_the_file_of_a_record(data_dir, monkeypatch):
+  source = tfds_source.build("tiny_pairs", "train[4:]+test", data_dir)
+  assert source.where(0) == "tiny_pairs-train.array_record-00000-of-00001, record 4"
+  assert source.where(9) == "tiny_pairs-test.array_record-00000-of-00001, record 1"
+
+  def damaged(record, decoders=None):
+    raise RuntimeError("not wanted")
+  monkeypatch.setattr(source.records.dataset_info.features, "deserialize_example_np", damaged)
+  with pytest.raises(ValueError, match="^tiny_pairs-test.array_record-00000-of-00001, record 1: RuntimeError: not wanted"):
+    source[9]
+
+
+def test_folder_of_a_prepared_version_is_known(data_dir):
+  for folder in ("tiny_pairs", "tiny_pairs/1.0.0"):
+    assert len(spec.open_source(f"{data_dir}/{folder}?split=test")) == 3
 
 
 def test_tfds_reads_parts_of_splits_and_chosen_keys(data_dir):

@@ -88,6 +88,40 @@ def test_what_was_generated_conditions_what_comes_next(made, batch, chain):
   assert (other["semantic"] != chain["semantic"]).any()
 
 
+def test_the_branch_without_condition_sees_nothing_but_its_own_modality(made, batch, chain):
+  """Whatever the condition is, guidance of 0 gives what there is without any."""
+  stages = lambda guidance: (Stage("depth", steps=3, guidance=guidance),)
+  want = run(made, batch, (), stages(1.0))
+  for image in batch["image"], batch["image"][::-1]:
+    got = run(made, {**batch, "image": image}, ("image",), stages(0.0))
+    np.testing.assert_array_equal(got["depth"], want["depth"])
+  assert (want["depth"] != chain["depth"]).any()
+
+
+def test_guided_logits_of_the_model_are_those_of_the_formula(made, batch):
+  """Half of the depth is decoded, which both branches see; the image only one of them does."""
+  params, state = made
+  done = jnp.broadcast_to(jnp.arange(16) < 8, (ROWS, 16))
+
+  @functools.partial(jax.jit, static_argnums=(0, 1))
+  def depth(condition, guidance, image, ids):
+    now = {**batch, "image": image}
+    model = any_to_any._Model(OBJECTIVE, params, now)
+    shown = model.given(state, now, condition).plus("depth", ids, done)
+    stage = Stage("depth", steps=3, guidance=guidance)
+    return any_to_any._guided(model, stage, shown)(~done)
+
+  image, ids = batch["image"], jnp.full((ROWS, 16), 3)
+  seen, alone = depth(("image",), 1.0, image, ids), depth((), 1.0, image, ids)
+  assert np.abs(seen - alone).max() > 0.01
+  for guidance in (0.0, 0.5, 3.0):
+    np.testing.assert_allclose(depth(("image",), guidance, image, ids),
+                               alone + guidance * (seen - alone), rtol=1e-4, atol=1e-5)
+  other = [depth(("image",), 0.0, x, ids) for x in (image, -image)]
+  np.testing.assert_array_equal(*other)
+  assert np.abs(depth(("image",), 0.0, image, ids + 1) - alone).max() > 0.01
+
+
 @pytest.mark.slow
 def test_guidance_of_one_is_none(made, batch, chain):
   guided = Stage("depth", steps=3, guidance=1 + 1e-12)  # goes both ways, and is 1 in float32

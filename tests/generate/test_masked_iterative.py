@@ -64,7 +64,7 @@ def case():
     return logits
 
   decode = jax.jit(lambda ids, keys: masked_iterative.decode(
-      predict, ids, keys, mask_id=MASK, steps=4, choice_temperature=2.0))
+      predict, ids, keys, mask_id=MASK, steps=4, temperature=1.0, choice_temperature=2.0))
   result = np.asarray(decode(ids, keys))
   jax.effects_barrier()
   return logits, ids, keys, result, trace

@@ -18,6 +18,7 @@ from mmjax import cli
 from mmjax import interop
 from mmjax.checkpoint.checkpointer import Checkpointer, CheckpointError
 from mmjax.checkpoint.interop import workdir
+from mmjax.checkpoint.interop.pretrained import Pretrained
 from mmjax.checkpoint.interop.read import read
 from tests.conftest import needs
 from tests.interop import folders
@@ -89,6 +90,11 @@ def _vit(kind="ViTModel", size=(32, 32), **changes):
   return model, transformers.ViTImageProcessor(size=dict(height=size[0], width=size[1])), None
 
 
+def _convnext(kind="ConvNextModel", **changes):
+  config = transformers.ConvNextConfig(patch_size=4, hidden_sizes=[8, 12], depths=[2, 1], num_stages=2, **changes)
+  return getattr(transformers, kind)(config), transformers.ConvNextImageProcessor(size=dict(shortest_edge=40)), None
+
+
 def _classifier(kind, config):
   model = getattr(transformers, kind)(config(vision_config=VISION, text_config=dict(TEXT, vocab_size=99),
                                              num_labels=5))
@@ -122,6 +128,9 @@ KINDS = {
     "dinov2 registers swiglu classifier": lambda _: _dinov2(registers=True, labels=4, use_swiglu_ffn=True),
     "dinov3": lambda _: _dinov3(),
     "dinov3 gated": lambda _: _dinov3(use_gated_mlp=True, hidden_act="silu", key_bias=True, mlp_bias=False),
+    "convnext": lambda _: _convnext(),
+    "convnext without scales, another last norm": lambda _: _convnext(layer_scale_init_value=0.0, layer_norm_eps=0.3),
+    "convnext classifier": lambda _: _convnext("ConvNextForImageClassification", num_labels=5),
 }
 
 
@@ -155,7 +164,10 @@ def _theirs(folder):
   if "logits" in result:
     return {"logits": result.logits}
   pooled = result.image_embeds if "image_embeds" in result else result.pooler_output
-  return {"image/pooled": pooled, "tokens": result.last_hidden_state}
+  tokens = result.last_hidden_state
+  if tokens.ndim == 4:  # of a CNN, [B, D, H, W]
+    tokens = tokens.flatten(2).transpose(1, 2)
+  return {"image/pooled": pooled, "tokens": tokens}
 
 
 def _ours(path):
@@ -197,7 +209,8 @@ def test_outputs_agree_in_both_directions(kind, tmp_path):
     np.testing.assert_allclose(again[name].numpy(), value.numpy(), rtol=0, atol=1e-5 * np.abs(value.numpy()).max())
 
 
-TOWERS = {kind: KINDS[kind] for kind in ("clip vision tower", "siglip vision tower", "vit", "dinov2", "dinov3")}
+TOWERS = {kind: KINDS[kind] for kind in (
+    "clip vision tower", "siglip vision tower", "vit", "dinov2", "dinov3", "convnext")}
 
 
 @pytest.mark.parametrize("kind", TOWERS)
@@ -206,7 +219,7 @@ def test_a_trained_classifier_is_written_whole_or_as_its_encoder(kind, tmp_path)
   objective, params = mmjax.load(path)
   features = mmjax.features(objective, params, mmjax.processor(path)(images=PICTURES))
   whole, encoder = str(tmp_path / "whole"), str(tmp_path / "encoder")
-  if kind in ("vit", "dinov2"):
+  if kind in ("vit", "dinov2", "convnext"):
     interop.convert(path, whole)
     np.testing.assert_allclose(_theirs(whole)["logits"], features["logits"], rtol=0, atol=1e-4)
     np.testing.assert_allclose(_ours(whole)["logits"], features["logits"], rtol=0, atol=1e-4)
@@ -224,9 +237,9 @@ def test_a_trained_classifier_is_written_whole_or_as_its_encoder(kind, tmp_path)
 def _with_new_classifier(folder, path):
   """A workdir with the tower of a folder and another head, as fine-tuning makes one."""
   model = read(folder)
-  node = {**model.objective["model"], "classes": 3, "out_dim": None, "rep_dim": None}
+  node = {key: x for key, x in model.objective["model"].items() if key not in ("out_dim", "rep_dim")} | {"classes": 3}
   kept = {name: x for name, x in model.params.items() if not name.startswith(("projection/", "rep/"))}
-  kernel = np.random.default_rng(0).normal(size=(node["width"], 3)).astype(np.float32)
+  kernel = np.random.default_rng(0).normal(size=(model.params["final_norm/scale"].size, 3)).astype(np.float32)
   head = {"classifier/kernel": kernel, "classifier/bias": np.arange(3, dtype=np.float32)}
   workdir.write(model.replace(objective={"name": "classification", "model": node}, params={**kept, **head}),
                 epath.Path(path))
@@ -348,6 +361,51 @@ def test_a_bounded_logit_scale_is_written_as_the_model_uses_it(tmp_path):
   model = read(_save(_clip(), tmp_path / "clip"))
   interop.hf.write(model.replace(objective={**model.objective, "scale_max": 1.5}), tmp_path / "out")
   np.testing.assert_allclose(np.exp(read(str(tmp_path / "out")).params["logit_scale"]), 1.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"hidden_act": "relu"}, "hidden_act = 'relu': only gelu"),
+    ({"num_stages": 3}, "num_stages = 3, but hidden_sizes has 2 and depths 2"),
+    ({"patch_size": [4, 8]}, r"config.json: config.json.patch_size = \[4, 8\], it must be square"),
+    ({"depths": [2, 2]}, r"(?s)model.safetensors.*encoder.stages.1.layers.1"),
+    ({"hidden_sizes": [8, 16]}, r"(?s)tensors have other shapes.*stage_1/"),
+    ({"layer_scale_init_value": 0}, "layer_scale_parameter"),
+])
+def test_a_convnext_that_is_not_understood(change, message, tmp_path):
+  folder = _save(_convnext(), tmp_path / "convnext")
+  mmjax.load(folder)
+  folders.rewrite(tmp_path / "convnext/config.json", **change)
+  with pytest.raises(CheckpointError, match=message):
+    mmjax.load(folder)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"out_dim": 7}, "objective.model.out_dim = 7, it has None"),
+    ({"norm_eps": 1e-5}, "objective.model.norm_eps = 1e-05, it has 1e-06"),
+    ({"layer_scale": 0.0}, "objective.model.layer_scale = 0.0, it has None or more than 0"),
+])
+def test_a_convnext_that_cannot_be_written(change, message, tmp_path):
+  model = read(_save(_convnext(), tmp_path / "convnext"))
+  changed = model.replace(objective={"name": "encoder", "model": {**model.objective["model"], **change}})
+  with pytest.raises(ValueError, match=f"no model of transformers has this form .*\n  convnext: {message}$"):
+    interop.hf.write(changed, tmp_path / "out")
+  assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"name": "contrastive", "image": {"name": "convnext"}, "text": {"name": "text"}},
+     r"^a/run: objective.image.name = 'convnext' has no counterpart in transformers; what has one: vit "
+     r"\(its encoder alone may have one: mmjax convert --encoder\)$"),
+    ({"name": "encoder", "model": {"name": "conv_encoder"}},
+     r"^a/run: objective.model.name = 'conv_encoder' has no counterpart in transformers; what has one: vit, convnext "
+     r"\(for mmjax.load and init_from: mmjax convert --format=mmjax\)$"),
+    ({"name": "encoder", "model": {"name": "vit", "patch": (2, 8, 8), "grid": [4, 4, 4]}},
+     r"^a/run: objective.model.patch = \[2, 8, 8\], of clips, but only models of pictures are written "
+     r"\(for mmjax.load and init_from: mmjax convert --format=mmjax\)$"),
+])
+def test_what_no_form_can_say_is_one_line(change, message, tmp_path):
+  with pytest.raises(ValueError, match=message):
+    interop.hf.write(Pretrained(change, {}, origin="a/run"), tmp_path / "out")
 
 
 @pytest.mark.parametrize("change, message", [

@@ -59,6 +59,9 @@ IMAGE_PROCESSORS = {
     "dinov2": ("BitImageProcessor", dict(
         size={"shortest_edge": 36}, crop_size=32, image_mean=[0.485, 0.456, 0.406],
         image_std=[0.229, 0.224, 0.225])),
+    "convnext": ("ConvNextImageProcessor", dict(size={"shortest_edge": 33}, crop_pct=0.7)),
+    "convnext, cropped again": ("ConvNextImageProcessor", dict(size=33, do_center_crop=True, crop_size=20)),
+    "convnext of large pictures": ("ConvNextImageProcessor", dict(size=384, resample=2)),
 }
 
 
@@ -169,6 +172,7 @@ def test_a_folder_that_says_nothing_gives_nothing(tmp_path):
     ({"image_processor_type": "ViTImageProcessor", "size": {"longest_edge": 3}}, "size = {'longe"),
     ({"image_processor_type": "ViTImageProcessor", "resample": 7}, "resample = 7"),
     ({"image_processor_type": "ViTImageProcessor", "image_mean": [0, 0]}, r"image_mean = \[0, 0"),
+    ({"image_processor_type": "ConvNextImageProcessor", "size": {"height": 3, "width": 3}}, "size = {'height"),
     ({"size": 3}, "no image_processor_type"),
 ])
 def test_what_cannot_be_followed_is_an_error_that_names_file_and_key(content, message, tmp_path):

@@ -21,7 +21,7 @@ transformers = needs("transformers")
 
 CONFIGS = {"clip": "CLIPConfig", "siglip": "SiglipConfig", "siglip2": "Siglip2Config",
            "vit": "ViTConfig", "dinov2": "Dinov2Config", "dinov3_vit": "DINOv3ViTConfig",
-           "dinov2_with_registers": "Dinov2WithRegistersConfig"}
+           "dinov2_with_registers": "Dinov2WithRegistersConfig", "convnext": "ConvNextConfig"}
 END = {"name": "Normalise", "preset": "half"}
 
 

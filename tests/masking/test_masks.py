@@ -239,14 +239,14 @@ def test_a_ratio_that_leaves_nothing_seen_or_masked_is_refused(ratio):
 
 
 @pytest.mark.parametrize("node, grid, guide, message", [
-    ({"name": "tube"}, GRID, None, "mask.name='tube': needs a grid of frames, rows and columns"),
+    ({"name": "tube"}, GRID, None, "name='tube': needs a grid of frames, rows and columns"),
     ({"name": "tube", "ratio": 1.0}, CLIP, None, "ratio=1.0: masks 16 of 16"),
-    ({"name": "block"}, CLIP, None, "mask.name='block': needs a grid of rows and columns"),
+    ({"name": "block"}, CLIP, None, "name='block': needs a grid of rows and columns"),
     ({"name": "block"}, (4, 4), None, "least=16: a block has more tokens than the 7 of 16"),
     ({"name": "block", "least": 0}, GRID, None, "least=0: a block has at least one"),
     ({"name": "block", "aspect": 2.0}, GRID, None, "aspect=2.0: must be above 0 and at most 1"),
     ({"name": "attentive", "drop": "all"}, GRID, None, "drop='all': must be 'low' or 'high'"),
-    ({"name": "attentive"}, GRID, None, "mask.name='attentive': goes by attention, which nothing"),
+    ({"name": "attentive"}, GRID, None, "name='attentive': goes by attention, which nothing"),
     ({"name": "attentive"}, GRID, (1, 9), r"attention of shape \[1, 9\] for 64 tokens"),
     ({"name": "text_guided"}, GRID, None, "goes by similarity to the text, which nothing"),
     ({"name": "text_guided", "drop": "no"}, GRID, None, "drop='no': must be 'low' or 'high'"),

@@ -107,7 +107,7 @@ def test_a_context_without_room_takes_tokens_of_targets_last():
     ({"context": 1.0}, (8, 8), "context=1.0: must be a share"),
     ({"context": 0.01}, (8, 8), "context=0.01: leaves none of 8x8 tokens to see"),
     ({}, (2, 2), r"target_scale=\(0.15, 0.2\): a block may have no token on a grid of 2x2"),
-    ({}, (4, 8, 8), "mask 'multi_block': needs a grid of rows and columns"),
+    ({}, (4, 8, 8), "name='multi_block': needs a grid of rows and columns"),
 ])
 def test_what_cannot_be_masked_is_one_line_that_names_the_key(settings, grid, message):
   with pytest.raises(ValueError, match=message) as error:

@@ -122,7 +122,7 @@ def test_settings_that_do_not_go_together_are_refused(fields, message):
 
 
 @pytest.mark.parametrize("shape, message", [
-    ((1, 3, 16, 8, 3), "A video of 3x16x8 is not a whole number of patches of 2x8x8"),
+    ((1, 3, 16, 8, 3), "a video of 3x16x8 is not a whole number of patches of 2x8x8"),
     ((1, 16, 8, 3), r"Videos must be \[B, T, H, W, C\]"),
 ])
 def test_a_video_that_does_not_fit_is_an_error(shape, message):

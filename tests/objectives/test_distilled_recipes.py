@@ -10,8 +10,11 @@ import optax
 import pytest
 
 from mmjax.masking.block_range import BlockRange
+from mmjax.masking.multi_block import MultiBlock
 from mmjax.masking.random import Random
+from mmjax.masking.variable import Variable
 from mmjax.models.vit import ViT
+from mmjax.nn.prototypes import prototypes_of
 from mmjax.objectives.contract import Context
 from mmjax.objectives.self_distillation import SelfDistillation
 from mmjax.parallel import mesh as mesh_lib
@@ -299,6 +302,30 @@ def test_the_student_sees_nothing_of_a_masked_patch_and_the_teacher_does(objecti
     np.testing.assert_array_equal(changed, masked.any(-1))
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_collapse_is_below_the_thresholds_and_random_weights_are_above(recipe):
+  """Features that are all the same; and a student that knows one prototype only, which Sinkhorn's targets hide."""
+  objective, batch = RECIPES[recipe], make_batch()
+  params, teachers, state = beginning(objective, batch)
+  ctx, least = context(teachers, state, step=0), objective.collapsed_below(ROWS)
+  features = {name: x for name, x in objective.forward(ctx, params, batch)[0].items() if name in objective.couples}
+  parts = [name.partition("/")[0] for name in features if name.endswith("/student")]
+  features["class/pooled"] = jnp.asarray(np.random.default_rng(2).normal(size=features["class/pooled"].shape))
+
+  def below(**changes):
+    _, metrics = objective.couple(ctx, params, {**features, **changes}, batch)
+    assert least.keys() <= metrics.keys()
+    return {name for name in least if metrics[name].mean < least[name]}
+
+  assert below() == set()
+  assert below(**{"class/pooled": jnp.ones_like(features["class/pooled"])}) == {"effective_rank", "feature_std"}
+  for part in parts:
+    one = prototypes_of(params[objective._head_name(part)])[:, 0]
+    student = jnp.broadcast_to(30 * one, features[f"{part}/student"].shape)
+    found = below(**{f"{part}/student": student})
+    assert found == {"prototype_entropy" if part == "class" else "patch_prototype_entropy"}
+
+
 @pytest.mark.parametrize("eval_with", ["teacher", "student"])
 def test_images_are_evaluated_whole_with_the_encoder_that_is_asked_for(eval_with):
   objective, batch = dataclasses.replace(DINOV2, eval_with=eval_with), make_batch()
@@ -335,9 +362,11 @@ def test_bad_values_are_named(bad, message):
 
 @pytest.mark.parametrize("objective, change, message", [
     (MSN, {"global_views": np.zeros((2, 1, 16, 16, 3), np.float32)}, "needs two global views"),
-    (IBOT, {"local_views": np.zeros((2, 2, 6, 6, 3), np.float32)}, "6"),
+    (IBOT, {"local_views": np.zeros((2, 2, 6, 6, 3), np.float32)}, "^encoder.patch: an image of 6x6"),
     (dataclasses.replace(IBOT, encoder=encoder(mask_token=True, resample=None)), {}, "resample"),
-    (dataclasses.replace(IBOT, mask=Random(0.99)), {}, "ratio=0.99: masks 16 of 16 tokens"),
+    (dataclasses.replace(IBOT, mask=Random(0.99)), {}, "^mask.ratio=0.99: masks 16 of 16 tokens"),
+    (dataclasses.replace(IBOT, mask=Variable()), {}, "^mask.name: gives VariableMask"),
+    (dataclasses.replace(MSN, mask=MultiBlock()), {}, "^mask.name: gives Blocks"),
     (dataclasses.replace(MSN, mask=BlockRange(least=1)), {}, "mask: rows that mask different")])
 def test_views_that_do_not_fit_are_an_error_before_the_first_step(objective, change, message):
   with pytest.raises(ValueError, match=message):

@@ -226,5 +226,5 @@ def test_bad_input_is_named():
       "image": jnp.zeros((2, pixels, pixels, 3))})
   with pytest.raises(ValueError, match="^mask.name: gives one mask"):
     init(change(mask=Random(0.5)))
-  with pytest.raises(ValueError, match="^target_scale=.*a block may have no token on a grid of 2x2"):
+  with pytest.raises(ValueError, match="^mask.target_scale=.*a block may have no token on a grid of 2x2"):
     init(PLAIN, pixels=8)

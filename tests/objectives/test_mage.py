@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mmjax.generate import masked_iterative
 from mmjax.masking.variable import Variable
 from mmjax.models.masked_decoder import MaskedDecoder
 from mmjax.models.palette import Palette
@@ -107,23 +106,51 @@ def test_a_picture_is_encoded_as_its_ids(case):
   assert np.abs(pooled - encode((ids + 1) % objective.tokenizer.codes)).max() > 1e-3
 
 
-def test_generated_pictures_have_the_colours_of_the_palette(case):
-  objective, params, state, _ = case
-  make = functools.partial(masked_iterative.pictures, objective, params, state, grid=GRID, steps=3)
-  pictures = jax.jit(make)(jax.random.split(jax.random.key(1), 2))
-  assert pictures.shape == (2, PIXELS, PIXELS, 3)
+@functools.partial(jax.jit, static_argnums=0)
+def generated(objective, params, state, batch):
+  ctx = Context(step=0, state=state, teachers={}, seed=3, train=False, want=("image/generated",))
+  return objective.forward(ctx, params, batch)[0]["image/generated"]
+
+
+@pytest.fixture(scope="module")
+def pictures(case):
+  return np.asarray(generated(mage(decoding_steps=3), *case[1:]))
+
+
+def test_generated_pictures_have_the_colours_of_the_palette(pictures):
+  assert pictures.shape == (ROWS, PIXELS, PIXELS, 3)
   assert set(np.unique(pictures)) <= {-1.0, 0.0, 1.0}
-  assert len(np.unique(np.asarray(pictures).reshape(-1, 3), axis=0)) > 3  # all not the same
+  assert len(np.unique(pictures.reshape(-1, 3), axis=0)) > 3  # all not the same
+
+
+def test_generated_pictures_follow_from_the_row_alone(case, pictures):
+  """Not from the batch, its size or order, nor from what the records show; each is another."""
+  _, params, state, batch = case
+  batch = {**batch, "image": -batch["image"]}
+  for rows in np.arange(ROWS)[::-1].reshape(4, 4):
+    part = {name: x[rows] for name, x in batch.items()}
+    np.testing.assert_array_equal(generated(mage(decoding_steps=3), params, state, part),
+                                  pictures[rows])
+  assert len(np.unique(pictures.reshape(ROWS, -1), axis=0)) == ROWS
+
+
+@pytest.mark.parametrize("changes", [
+    dict(decoding_steps=2), dict(temperature=0.1), dict(choice_temperature=0.0)])
+def test_generation_goes_by_its_settings(case, pictures, changes):
+  other = generated(mage(**{"decoding_steps": 3, **changes}), *case[1:])
+  assert (np.asarray(other) != pictures).any()
 
 
 def test_features_in_evaluation(case):
   objective, params, state, batch = case
   ctx = Context(step=0, state=state, teachers={}, train=False,
-                want=("image/ids", "image/tokens", "image/vocabulary", "image/reconstruction"))
+                want=("image/ids", "image/tokens", "image/vocabulary", "image/reconstruction",
+                      "image/generated"))
   features = jax.eval_shape(lambda: objective.forward(ctx, params, batch)[0])
   assert jax.tree.map(jnp.shape, features) == {
       "image/pooled": (ROWS, 16), "image/embed": (ROWS, 16), "image/tokens": (ROWS, 16, 16),
-      "image/ids": (ROWS, 16), "image/vocabulary": (), "image/reconstruction": batch["image"].shape}
+      "image/ids": (ROWS, 16), "image/vocabulary": (), "image/reconstruction": batch["image"].shape,
+      "image/generated": batch["image"].shape}
   ctx = dataclasses.replace(ctx, want=())
   bare = jax.eval_shape(lambda: objective.forward(ctx, params, batch)[0])
   assert set(bare) == {"image/pooled", "image/embed"}
@@ -133,6 +160,9 @@ def test_features_in_evaluation(case):
     (dict(encoder=ViT(**{**ENCODER, "tokenizer": None})), "encoder.tokenizer: is missing"),
     (dict(encoder=ViT(**{**ENCODER, "class_token": False})), "encoder: needs class_token=True"),
     (dict(smoothing=1.0), "smoothing: must be at least 0"),
+    (dict(decoding_steps=0), "decoding_steps: must be at least 1"),
+    (dict(temperature=0.0), "temperature: must be positive"),
+    (dict(choice_temperature=-1.0), "choice_temperature: must not be negative"),
 ])
 def test_bad_settings_are_named(changes, message):
   with pytest.raises(ValueError, match="ViT.patch: must be 1 with a tokenizer"):

@@ -232,9 +232,13 @@ def test_clips_are_masked_in_space_and_time():
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"mask": {"name": "random", "ratio": 1.0}}, "ratio=1.0: masks 16 of 16 tokens"),
+    ({"mask": {"name": "random", "ratio": 1.0}}, "^mask.ratio=1.0: masks 16 of 16 tokens"),
+    ({"mask": {"name": "variable"}}, "^mask.name: gives VariableMask, of which .* knows nothing; take"),
+    ({"mask": {"name": "block_range", "least": 1}, "hide": "token",
+      "encoder": {**ENCODER, "mask_token": True}}, "^mask.name: gives RangeMask"),
+    ({"mask": {"name": "multi_block"}}, "^mask.name: gives Blocks"),
     ({"mask": {"name": "squares", "side": 3}}, "side=3: does not divide a grid of 4x4"),
-    ({"encoder": {**ENCODER, "patch": 5}}, "32x32 is not a whole number of patches of 5x5"),
+    ({"encoder": {**ENCODER, "patch": 5}}, "^encoder.patch: an image of 32x32 is not a whole number of patches of 5x5"),
     ({"decoder": None}, "decoder: is missing"),
     ({"hide": "token"}, "encoder.mask_token: False"),
     ({"hide": "drops"}, "hide = 'drops'.*Did you mean 'drop'"),

@@ -211,5 +211,5 @@ def test_bad_input_is_one_line_that_names_the_key(changes, without, message):
 def test_maps_of_another_size_than_the_image_are_named():
   batch = make_batch()
   batch["depth"] = batch["depth"][:, :8]
-  with pytest.raises(ValueError, match=r"'depth' of \[8, 16\] beside an image of \[16, 16\]"):
+  with pytest.raises(ValueError, match=r"'depth' is of \[8, 16\] beside an image of \[16, 16\]"):
     jax.eval_shape(OBJECTIVE.init, jax.random.key(0), batch)

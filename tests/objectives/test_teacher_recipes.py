@@ -12,20 +12,24 @@ from mmjax.checkpoint import paths
 from mmjax.nn.patch import patchify
 from mmjax.objectives.contract import Context
 from mmjax.parallel import mesh as mesh_lib
+from mmjax.training import frozen
 from mmjax.training.gradients import loss_and_grad
 
 ROWS, PIXELS, PATCH, GRID, SEEN = 8, 32, 8, (4, 4), 4
 RECIPES = ("masked/maskdistill:smoke", "masked/eva02:smoke", "masked/maskalign:smoke",
-           "masked/maskalign:uta_smoke")
+           "masked/maskalign:uta_smoke", "masked/eva02:text_guided_smoke")
+GUIDED = RECIPES[-1]
 WIDTH = 32  # of the teacher; the student's is half of it
 
 
 def small(recipe):
   """The recipe's objective as a node, with narrow networks."""
-  node = config_lib.load(recipe)["objective"]
+  node, _ = frozen.split(config_lib.load(recipe)["objective"])
   node["encoder"].update(width=WIDTH // 2, heads=2, patch=PATCH)
   node["target"]["teacher"].update(
       width=WIDTH, heads=2, depth=2, patch=PATCH, grid=[*GRID], out_dim=12)
+  if "text" in node["target"]:
+    node["target"]["text"].update(width=WIDTH, heads=2, depth=1, out_dim=12)
   if node["encoder"].get("grid"):
     node["encoder"]["grid"] = [*GRID]
   if "decoder" in node:
@@ -39,8 +43,8 @@ def begin(recipe):
   objective = config_lib.build("mmjax.objectives", small(recipe), "objective")
   shapes = jax.eval_shape(objective.init, jax.random.key(0), batch())
   rng = np.random.default_rng(0)
-  draw = lambda path, x: (rng.normal(size=x.shape, scale=0.2).astype(np.float32)
-                          + ("scale" in jax.tree_util.keystr(path)))
+  draw = lambda path, x: jnp.float32(rng.normal(size=x.shape, scale=0.2)
+                                     + ("scale" in jax.tree_util.keystr(path)))
   params, state = jax.tree_util.tree_map_with_path(draw, mesh_lib.unbox(shapes))
   trunk = state["target"]["teacher"]["trunk"]
   trunk["layers"]["attention"]["query"]["kernel"] *= 8  # so that attention is far from even
@@ -50,6 +54,7 @@ def begin(recipe):
 def batch(rows=ROWS):
   rng = np.random.default_rng(1)
   return {"image": rng.normal(size=(rows, PIXELS, PIXELS, 3)).astype(np.float32),
+          "text": rng.integers(1, 100, (rows, 6)).astype(np.int32),
           "row": np.stack([np.zeros(rows), np.arange(rows)], 1).astype(np.uint32),
           "valid": np.arange(rows) != 3}
 
@@ -120,11 +125,34 @@ def test_maskalign_keeps_the_patches_to_which_the_teacher_attends():
   assert share.mean() > 2 * SEEN / 16
 
 
+def test_the_patches_that_say_most_of_the_caption_are_masked():
+  """Another caption, and only that row's patches are others; pixels are what they were."""
+  objective, params, state = begin(GUIDED)
+
+  @jax.jit
+  def guided(data):
+    guide = objective.target(state["target"], data, GRID, "text")[1]
+    features = objective.forward(Context(jnp.int32(0), state, {}), params, data)[0]
+    return guide, features["masked"]
+
+  guide, masked = jax.device_get(guided(batch()))
+  assert (masked.sum(1) == 7).all()  # 0.4 of 16
+  np.testing.assert_array_equal(masked, guide > np.sort(guide)[:, 8:9])
+  other = batch()["text"]
+  other[2] = other[5]
+  _, others = jax.device_get(guided({**batch(), "text": other}))
+  np.testing.assert_array_equal((others != masked).any(1), np.arange(ROWS) == 2)
+
+
 @pytest.mark.parametrize("recipe, path, value, message", [
     (RECIPES[2], ("decoder", "width"), 8, r"decoder: gives 16 numbers a token .* target has 64"),
     (RECIPES[2], ("target", "teacher", "pool"), "mean", None),
     (RECIPES[0], ("target", "teacher", "grid"), [2, 2], r"target\.teacher\.grid: .* 2x2 .* 4x4"),
     (RECIPES[0], ("mask",), {"name": "attentive"}, None),
+    (RECIPES[0], ("mask",), {"name": "text_guided"}, r"target\.text: is missing"),
+    (GUIDED, ("mask",), {"name": "random"}, r"target\.text: only a mask guided by 'text' .* None"),
+    (GUIDED, ("target", "text", "out_dim"), 8, r"text\.out_dim: texts have 8"),
+    (GUIDED, ("target", "text", "length"), 5, r"target\.text\.length: 5 positions .* of 6 tokens"),
     (RECIPES[2], ("target",), {"name": "pixels"}, r"decoder: gives 64 .* target has 192"),
     (RECIPES[2], ("target", "teacher"), {"name": "vit", "patch": 8, "width": 32, "depth": 2,
      "heads": 2, "position": "sincos", "pool": "mean"}, r"target\.teacher\.class_token: there is"),
@@ -135,8 +163,11 @@ def test_a_teacher_that_does_not_go_with_the_rest_is_refused_before_the_first_st
   node = small(recipe)
   inner = functools.reduce(lambda at, key: at[key], path[:-1], node)
   inner[path[-1]] = value
-  objective = config_lib.build("mmjax.objectives", node, "objective")
-  make = functools.partial(jax.eval_shape, objective.init, jax.random.key(0), batch())
+
+  def make():
+    objective = config_lib.build("mmjax.objectives", node, "objective")
+    jax.eval_shape(objective.init, jax.random.key(0), batch())
+
   if message is None:
     make()
   else:

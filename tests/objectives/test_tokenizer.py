@@ -13,12 +13,15 @@ from mmjax.losses import adversarial
 from mmjax.models.conv_decoder import ConvDecoder
 from mmjax.models.conv_encoder import ConvEncoder
 from mmjax.models.patch_critic import PatchCritic
+from mmjax.models.text import TextTransformer
 from mmjax.models.token_decoder import TokenDecoder
+from mmjax.models.vit import ViT
 from mmjax.models.vq import VQ
 from mmjax.nn.patch import patchify, unpatchify
 from mmjax.objectives.contract import Context
 from mmjax.objectives.tokenizer import Tokenizer
 from mmjax.parallel import mesh as mesh_lib
+from mmjax.targets.features import Features
 from mmjax.targets.pixels import Pixels
 from mmjax.training.gradients import loss_and_grad
 
@@ -276,6 +279,8 @@ def test_convolutional_tokenizer_gives_pictures_of_the_same_size():
     (dict(decay=1.0), "decay: must be at least 0 and below 1"),
     (dict(revive=-1), "revive: must not be negative"),
     (dict(critic=PatchCritic(), target=Pixels()), "critic: judges pictures"),
+    (dict(target=Features(ViT(pool="mean", grid=(2, 2)), text=TextTransformer())),
+     "target.text: is for a mask"),
 ])
 def test_bad_settings_are_named(changes, message):
   with pytest.raises(ValueError, match=message):

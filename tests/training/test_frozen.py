@@ -17,6 +17,7 @@ from mmjax.checkpoint.interop import workdir as workdirs
 from mmjax.checkpoint.interop.pretrained import Pretrained
 from mmjax.checkpoint.interop.read import read
 from mmjax.config import ConfigError
+from mmjax.data.text_transforms import Tokenise
 from mmjax.objectives.contract import Objective, weigh
 from mmjax.training import frozen
 from mmjax.training.assemble import assemble
@@ -62,6 +63,16 @@ def source(tmp_path_factory):
   return str(folder), params, pairs
 
 
+def guided(source, text=None, **teacher):
+  """Masked prediction of the source's image tower, by a mask that goes by its text tower."""
+  path, _, pairs = source
+  target = {"name": "features", "teacher": {"name": "pretrained", "from": path, **teacher},
+            "text": {"name": "pretrained", "beside": "target.teacher", "tower": "text", **(text or {})}}
+  return {**tiny.config(pairs), "total_steps": 4, "optim": {"lr": 1e-2, "weight_decay": 0.1, "ema_decay": 0.9},
+          "objective": {"name": "masked", "hide": "token", "encoder": {**STUDENT, "mask_token": True},
+                        "mask": {"name": "text_guided", "ratio": 0.5}, "target": target}}
+
+
 def config(source, teacher=None, **changes):
   """Distillation from `source`; `teacher` are further keys of its node."""
   path, _, pairs = source
@@ -97,6 +108,86 @@ def test_a_step_moves_the_student_and_not_the_frozen_network(source):
     np.testing.assert_array_equal(paths.flatten(state.state)[f"teacher/{name}"], x, err_msg=name)
   moved = [name for name, x in paths.flatten(state.params).items() if np.any(x != before[name])]
   assert "encoder/patch_embed/kernel" in moved and not any("teacher" in name for name in before)
+
+
+def test_a_text_tower_comes_from_where_the_teacher_does_and_a_step_does_not_move_it(source):
+  """With weight decay and an average of the parameters, of which it is none."""
+  run = assemble(guided(source), devices=jax.devices()[:1])
+  assert run.config["objective"]["target"]["text"]["from"] == source[0]
+  assert not any("teacher" in name or "text" in name for name in paths.flatten(run.abstract.params))
+  tensors, told = frozen.initial(run.frozen, run.abstract.state)
+  assert set(told) == {"target.teacher", "target.text"}
+  state = run.create_state(frozen=tensors)
+  rng = np.random.default_rng(0)
+  batch = {name: rng.integers(0, 12, x.shape).astype(x.dtype) for name, x in run.abstract_batch.items()}
+  batch["valid"] = np.ones(len(batch["valid"]), bool)
+  with run.use():
+    state, metrics = run.step_fn()(state, jax.device_put(batch, run.batch_sharding))
+  assert float(metrics["prediction"].mean) > 0
+  after = paths.flatten(state.state)
+  for tower, place in ("image", "teacher"), ("text", "text"):
+    names = [name for name in source[1] if name.startswith(f"{tower}/")]
+    assert names
+    for name in names:
+      np.testing.assert_array_equal(after[name.replace(tower, f"target/{place}", 1)], source[1][name])
+
+
+@pytest.mark.parametrize("text, teacher, message", [
+    ({"tower": "words"}, {}, r"objective\.target\.text\.tower: .* has no 'words'; it has image, text"),
+    ({"beside": "teacher"}, {}, r"objective\.target\.text\.beside: there is no objective\.teacher$"),
+    ({"from": "else/where"}, {}, r"objective\.target\.text\.from: comes from where objective\.target\.teacher"),
+    ({"vocab": 20}, {}, r"objective\.target\.text\.from: .* ! target/text/embedding"),
+    ({}, {"out_dim": 8}, r"text\.out_dim: texts have 16 numbers and pictures 8"),
+])
+def test_a_text_tower_that_does_not_fit_is_one_line_that_names_the_key(source, text, teacher, message):
+  with pytest.raises(ConfigError, match=message) as caught:
+    run = assemble(guided(source, text, **teacher))
+    frozen.initial(run.frozen, run.abstract.state)
+  assert "\n" not in str(caught.value)
+
+
+def test_a_source_without_texts_is_no_source_of_a_text_tower(source, tmp_path):
+  alone = read(source[0]).encoder()
+  workdirs.write(alone, epath.Path(tmp_path / "alone"))
+  with pytest.raises(ConfigError, match=r"objective\.target\.text\.tower: .* has no 'text'; it has model"):
+    assemble(guided((str(tmp_path / "alone"), *source[1:])))
+
+
+@pytest.mark.parametrize("theirs, ours, message", [
+    ({"tokenizer": "bytes"}, {"tokenizer": "bytes"}, None),
+    ({"tokenizer": "bytes"}, {"tokenizer": "scenes"},
+     r"text\.from: its texts are tokenised by 'bytes' \(259 ids\), those of data by 'scenes' \(587 ids\)"),
+    ({"tokenizer": "bytes", "bos": True}, {"tokenizer": "bytes"},
+     r"text\.from: its texts are tokenised with bos=True, those of data with bos=False"),
+])
+def test_captions_are_tokenised_as_those_of_the_text_tower_were(
+    source, theirs, ours, message, monkeypatch):
+  model = read(source[0]).replace(text=({"name": "Tokenise", "length": 3, **theirs},))
+  monkeypatch.setattr(frozen, "read", lambda path: model)
+  run = assemble(guided(source))
+  begin = lambda: frozen.initial(run.frozen, run.abstract.state, [Tokenise(length=3, **ours)])
+  if message is None:
+    begin()
+  else:
+    with pytest.raises(ConfigError, match=message):
+      begin()
+
+
+def test_a_tokenizer_of_more_ids_than_the_text_tower_has_is_refused(source, tmp_path):
+  settings = guided(source)
+  np.savez(tmp_path / "data.npz", image=np.zeros((64, 16, 16, 3), np.float32), caption=np.array(["a"] * 64))
+  settings["data"] = {"source": {"name": "arrays", "path": str(tmp_path / "data.npz")},
+                      "transforms": [{"name": "Tokenise", "tokenizer": "bytes", "length": 3},
+                                     {"name": "Keep", "keys": ["image", "text", "text_mask"]}]}
+  with pytest.raises(ConfigError, match=r"objective\.target\.text\.vocab: 12 is too small .* 259 ids"):
+    assemble(settings)
+
+
+def test_a_random_teacher_has_a_random_text_tower_and_a_run_recalls_both(source):
+  node = {"teacher": dict(TEACHER), "text": {"name": "text", "beside": "teacher", "tower": "text"}}
+  assert frozen.split(node) == ({"teacher": TEACHER, "text": {"name": "text"}}, {})
+  config = guided(source)
+  assert frozen.recall(config, frozen.resolve(config))["objective"] == frozen.resolve(config)["objective"]
 
 
 @pytest.mark.slow

@@ -10,9 +10,11 @@ from PIL import Image
 import pytest
 
 import mmjax
+from mmjax import config as config_lib
 from mmjax import interop, train
 from mmjax.checkpoint.checkpointer import Checkpointer, CheckpointError
 from mmjax.checkpoint.interop.read import read
+from mmjax.parallel import mesh as mesh_lib
 from mmjax.training import interpolate, pretrained
 from mmjax.training.assemble import assemble
 
@@ -104,3 +106,33 @@ def test_a_teacher_of_the_encoder_stands_for_it_as_in_evaluation(
     checkpointer.save(0, state)
   model = read(str(tmp_path)).encoder()
   assert {name: x[0] for name, x in model.params.items()} == {"x": expected}
+
+
+@pytest.mark.parametrize("objective, teacher", [
+    ({"name": "jepa", "mask": {"name": "multi_block", "targets": 1, "target_scale": [0.3, 0.4]}, "momentum": {"start": 0.9},
+      "predictor": {"name": "predictor", "width": 16, "depth": 1, "heads": 2}}, "encoder"),
+    ({"name": "self_distillation", "losses": {"class": 1.0}, "prototypes": 8, "hidden": 16, "bottleneck": 8,
+      "momentum": {"start": 0.9}, "teacher_temperature": {"start": 0.04}}, "teacher")])
+def test_features_of_a_run_are_those_of_its_averaged_encoder(tmp_path, objective, teacher):
+  node = {**objective, "encoder": {**ENCODER, "pool": "mean", "position": "sincos"}}
+  image = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+  built = config_lib.build("mmjax.objectives", node, "objective")
+  params, state = mesh_lib.unbox(built.init(jax.random.key(0), {
+      "image": image, "global_views": np.stack([image, image], 1)}))
+  teachers = jax.tree.map(lambda x: 1.5 * x + 0.01, built.teachers(params))
+  (tmp_path / "config.json").write_text(json.dumps({"objective": node}))
+  with contextlib.closing(Checkpointer(str(tmp_path / "checkpoints"))) as checkpointer:
+    checkpointer.save(0, {"params": params, "state": state, "teachers": teachers})
+  found = mmjax.features(*mmjax.load(str(tmp_path)), {"image": image}, want=("image/tokens",))
+  average = teachers["encoder"] if teacher == "encoder" else teachers["teacher"]["encoder"]
+  pooled, _ = built.encoder.apply({"params": average}, image)
+  np.testing.assert_allclose(found["image/pooled"], pooled, rtol=1e-5, atol=1e-6)
+
+
+def test_guide_of_hard_patches_does_not_stand_for_the_encoder(tmp_path):
+  (tmp_path / "config.json").write_text(json.dumps({"objective": {"name": "masked", "encoder": {"name": "vit"}}}))
+  state = jax.tree.map(jnp.atleast_1d, {"params": {"encoder": {"x": 1.0}}, "teachers": {
+      "guide": {"encoder": {"x": 2.0}}}})
+  with contextlib.closing(Checkpointer(str(tmp_path / "checkpoints"))) as checkpointer:
+    checkpointer.save(0, state)
+  assert read(str(tmp_path)).params["encoder/x"] == 1.0

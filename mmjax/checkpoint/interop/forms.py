@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.checkpoint.interop.pretrained import Node
+from mmjax.models.convnext import ConvNeXt
 from mmjax.models.text import TextTransformer
 from mmjax.models.vit import ViT
 from mmjax.nn.positions import sincos_2d
@@ -28,7 +29,7 @@ ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "ge
                "swish": "silu", "gelu_python": "gelu", "gelu_python_tanh": "gelu_tanh", "gelu_accurate": "gelu_tanh"}
 THEIR_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu",
                      "relu": "relu", "silu": "silu"}
-FIELDS = {"vit": ViT, "text": TextTransformer}
+FIELDS = {"vit": ViT, "convnext": ConvNeXt, "text": TextTransformer}
 
 
 class Mismatch(ValueError):
@@ -39,17 +40,19 @@ class Mismatch(ValueError):
     super().__init__("; ".join(self.lines))
 
 
-def complete(node: Node, path: str) -> Node:
-  """A model node with its defaults filled in.
+def complete(node: Node, path: str, name: str = "vit") -> Node:
+  """The node of a model, one of `FIELDS`, with its defaults filled in.
 
   Raises:
-    Mismatch: it is not one of the models that have forms elsewhere.
+    Mismatch: it is of another model, or does what no form can say.
   """
-  if node.get("name") not in FIELDS:
-    raise Mismatch([f"{path}.name = {node.get('name')!r}, but only {' and '.join(FIELDS)} can be written"])
+  if node.get("name") != name:
+    raise Mismatch([f"{path}.name = {node.get('name')!r}, it has {name!r}"])
   if node.get("tokenizer"):
     raise Mismatch([f"{path}.tokenizer: makes ids of pictures first, which no model there does"])
-  defaults = {f.name: f.default for f in dataclasses.fields(FIELDS[node["name"]])
+  if isinstance(node.get("patch"), (list, tuple)) and len(node["patch"]) > 2:
+    raise Mismatch([f"{path}.patch = {list(node['patch'])}, of clips, but only models of pictures are written"])
+  defaults = {f.name: f.default for f in dataclasses.fields(FIELDS[name])
               if f.name not in ("parent", "name")}
   return {**defaults, **node}
 
@@ -103,13 +106,18 @@ def plain_size(size: Any) -> int | list[int]:
   return height if height == width else [height, width]
 
 
+def seen_size(pretrained) -> tuple[int, int] | None:
+  """(height, width) that the transforms give an image; None if they give none."""
+  return next((square(step["size"]) for step in reversed(pretrained.image) if "size" in step), None)
+
+
 def image_size(pretrained, node: Node, path: str) -> int | list[int]:
   """Pixels of an image, which their configs want: of the grid of positions, else of the transforms.
 
   Images that end in partial patches are of that grid, and larger than it; some of their models accept only
   images of the very size that the config says.
   """
-  seen = next((square(step["size"]) for step in reversed(pretrained.image) if "size" in step), None)
+  seen = seen_size(pretrained)
   if node.get("grid"):
     if seen is None or grid(seen, node["patch"]) != list(node["grid"]):
       seen = [count * side for count, side in zip(node["grid"], square(node["patch"]))]

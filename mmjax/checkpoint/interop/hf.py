@@ -8,12 +8,13 @@ import re
 import numpy as np
 
 from mmjax.checkpoint.interop import (
-    forms, hf_clip, hf_dinov2, hf_dinov3, hf_siglip, hf_vit, layout, processing, processing_write, shapes, tensors)
+    forms, hf_clip, hf_convnext, hf_dinov2, hf_dinov3, hf_siglip, hf_vit, layout, processing, processing_write, shapes,
+    tensors)
 from mmjax.checkpoint.interop.pretrained import Pretrained
 
-# Tried in this order when a model is written: the first that can express it.
-FORMS = (hf_clip, hf_siglip, hf_vit, hf_dinov2, hf_dinov3)
-TWO_TOWERS, ONE_TOWER = (hf_clip, hf_siglip), ("classification", "encoder")
+# Of each image model; tried in this order when it is written: the first that can express it.
+ONE_TOWER = {"vit": (hf_clip, hf_siglip, hf_vit, hf_dinov2, hf_dinov3), "convnext": (hf_convnext,)}
+FORMS = {"contrastive": {"vit": (hf_clip, hf_siglip)}, "classification": ONE_TOWER, "encoder": ONE_TOWER}
 
 
 def read(folder: pathlib.Path) -> Pretrained:
@@ -40,7 +41,7 @@ def read(folder: pathlib.Path) -> Pretrained:
   shapes.check(objective, params, str(weights))
   image = objective.get("model") or objective["image"]
   text = processing.read_text(folder, config.get("text_config")) if "text" in objective else ()
-  transforms = processing.read_image(folder, image["patch"])
+  transforms = processing.read_image(folder, image.get("patch"))
   if not transforms and hasattr(form, "default_transforms"):
     transforms = form.default_transforms(config["model_type"], image)
   return Pretrained(
@@ -87,8 +88,8 @@ def _bounded(model):
 
 def _expressed(model):
   """(form, the model as the form wants it, config.json's content)."""
-  name, reasons = model.objective["name"], []
-  for form in TWO_TOWERS if name == "contrastive" else FORMS if name in ONE_TOWER else ():
+  reasons, way_out = [], _way_out(model.objective["name"])
+  for form in _candidates(model):
     try:
       model = forms.with_table(model)
       config = form.config(model)
@@ -96,28 +97,47 @@ def _expressed(model):
       reasons.append((len(error.lines), f"  {form.MODEL_TYPES[0]}: " + "; ".join(error.lines)))
       continue
     return form, (form.prepared(model) if hasattr(form, "prepared") else model), config
-  if not reasons:
-    raise ValueError(f"{model.origin}: objective.name = {name!r} has no counterpart in transformers; what has "
-                     f"one: contrastive, {', '.join(ONE_TOWER)}{_way_out(name)}")
   lines = "\n".join(line for _, line in sorted(reasons)[:3])
-  raise ValueError(f"{model.origin}: no model of transformers has this form{_way_out(name)}; "
-                   f"nearest:\n{lines}")
+  raise ValueError(f"{model.origin}: no model of transformers has this form{way_out}; nearest:\n{lines}")
+
+
+def _candidates(model):
+  """Forms of the model's kind.
+
+  Raises:
+    ValueError: there are none; one line.
+  """
+  objective, name = model.objective, model.objective["name"]
+  here, no_counterpart = f"{model.origin}: objective", "has no counterpart in transformers; what has one:"
+  if name not in FORMS:
+    raise ValueError(f"{here}.name = {name!r} {no_counterpart} {', '.join(FORMS)}{_way_out(name)}")
+  key = "image" if name == "contrastive" else "model"
+  image = objective[key].get("name")
+  if image not in FORMS[name]:
+    raise ValueError(f"{here}.{key}.name = {image!r} {no_counterpart} {', '.join(FORMS[name])}{_way_out(name)}")
+  try:
+    forms.complete(objective[key], f"objective.{key}", image)
+  except forms.Mismatch as error:  # whatever the form
+    raise ValueError(f"{model.origin}: {error}{_way_out(name)}") from error
+  return FORMS[name][image]
 
 
 def _way_out(name):
-  return " (its encoder alone may have one: mmjax convert --encoder)" if name != "encoder" else ""
+  if name == "encoder":
+    return " (for mmjax.load and init_from: mmjax convert --format=mmjax)"
+  return " (its encoder alone may have one: mmjax convert --encoder)"
 
 
 def _form(config, file):
-  kind = config.get("model_type")
-  for form in FORMS:
+  kind, known = config.get("model_type"), [form for some in ONE_TOWER.values() for form in some]
+  for form in known:
     if kind in form.MODEL_TYPES:
       return form
   if str(kind).endswith("_text_model"):
     raise ValueError(f"{file}: model_type = {kind!r} is a text tower alone, which is no model here; take the folder "
                      "of both towers")
-  known = [name for form in FORMS for name in form.MODEL_TYPES]
-  raise ValueError(f"{file}: model_type = {kind!r} is not known here (known: {', '.join(known)})")
+  names = ", ".join(name for form in known for name in form.MODEL_TYPES)
+  raise ValueError(f"{file}: model_type = {kind!r} is not known here (known: {names})")
 
 
 def _renamed(name, renames):

@@ -86,7 +86,7 @@ def layout(objective, names=None):
     entries += to.linear("classifier", "classifier")
   if alone:
     return entries, {"": node["depth"]}
-  text = forms.complete(objective["text"], "objective.text")
+  text = forms.complete(objective["text"], "objective.text", "text")
   entries += to.under(towers.TEXT, "text/", towers.text(text))
   entries += to.linear("text_projection", "text/projection", bias=False)
   entries.append(to.one("logit_scale", "logit_scale", to.reshaped((), ())))
@@ -115,7 +115,7 @@ def config(pretrained):
   if alone:
     projected = {"architectures": ["CLIPVisionModelWithProjection"], "projection_dim": node["out_dim"]}
     return vision | (projected if node["out_dim"] else {"architectures": ["CLIPVisionModel"]})
-  text, text_path = forms.complete(objective["text"], "objective.text"), "objective.text"
+  text, text_path = forms.complete(objective["text"], "objective.text", "text"), "objective.text"
   wrong = forms.differences(text_path, text, {**TEXT_FORM, "activation": acts})
   if not node["out_dim"] or text["out_dim"] != node["out_dim"]:
     wrong.append(f"{path}.out_dim = {node['out_dim']} and {text_path}.out_dim = {text['out_dim']}, "

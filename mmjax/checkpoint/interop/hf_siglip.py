@@ -90,7 +90,7 @@ def layout(objective, names=None):
     entries += to.linear("classifier", "classifier")
   if alone:
     return entries, {"": node["depth"]}
-  text = forms.complete(objective["text"], "objective.text")
+  text = forms.complete(objective["text"], "objective.text", "text")
   entries += to.under(towers.TEXT, "text/", [*towers.text(text), *to.linear("head", "projection")])
   scalar = to.reshaped((), (1,))
   entries += [to.one("logit_scale", "logit_scale", scalar), to.one("logit_bias", "logit_bias", scalar)]
@@ -128,7 +128,7 @@ def config(pretrained):
             **forms.labels(pretrained, node["classes"])}
   if alone:
     return vision | {"architectures": [f"{name}VisionModel"]}
-  text = forms.complete(objective["text"], "objective.text")
+  text = forms.complete(objective["text"], "objective.text", "text")
   wrong = forms.differences("objective.text", text, {**TEXT_FORM, "activation": acts})
   if text["out_dim"] != node["width"]:
     wrong.append(f"objective.text.out_dim = {text['out_dim']}, it has the image tower's width {node['width']}")
@@ -153,7 +153,7 @@ def default_transforms(model_type, image):
 def prepared(pretrained):
   """The same model as this form says it: texts without a mask where it is ignored, positions as a table."""
   text = pretrained.objective.get("text")
-  if text and not forms.complete(text, "objective.text")["mask_padding"]:
+  if text and not forms.complete(text, "objective.text", "text")["mask_padding"]:
     pretrained = pretrained.replace(text=tuple(
         {**node, "reads_padding": True} if node["name"] == "Tokenise" else node for node in pretrained.text))
   return _with_table(pretrained)

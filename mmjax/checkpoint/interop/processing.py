@@ -39,6 +39,8 @@ DEFAULTS = {
                            "size": {"height": 256, "width": 256}, "crop_size": _SQUARE,
                            "do_center_crop": True},
     "DINOv3ViTImageProcessor": {**_STEPS, **_IMAGENET, "resample": 2, "size": _SQUARE},
+    "ConvNextImageProcessor": {**_STEPS, **_HALF, "resample": 3, "size": {"shortest_edge": 384},
+                               "crop_pct": 224 / 256},
     "Siglip2ImageProcessor": {**_STEPS, **_HALF, "resample": 2, "patch_size": 16,
                               "max_num_patches": 256},
 }
@@ -46,8 +48,9 @@ _CLASS_OF_MODEL = {
     "clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor",
     "siglip2": "Siglip2ImageProcessor", "vit": "ViTImageProcessor", "deit": "DeiTImageProcessor",
     "dinov2": "BitImageProcessor", "dinov2_with_registers": "BitImageProcessor",
-    "dinov3_vit": "DINOv3ViTImageProcessor",
+    "dinov3_vit": "DINOv3ViTImageProcessor", "convnext": "ConvNextImageProcessor",
 }
+_STRETCHED = 384  # ConvNeXt's processor: from so many pixels a side the whole picture, below it the middle
 # What transformers' configs assume for max_position_embeddings, which published ones leave out.
 _TEXT_LENGTHS = {"clip": 77, "siglip": 64, "siglip2": 64}
 _KNOWN_STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
@@ -86,8 +89,8 @@ def read_image(folder, patch=None) -> tuple[Node, ...]:
     nodes.append({"name": "ToFloat"})
   size = None
   if config["do_resize"]:
-    nodes.append(_resize(config, file))
-    size = nodes[-1]["size"] if nodes[-1]["name"] == "Resize" else None
+    nodes += _convnext_resize(config, file) if kind == "ConvNextImageProcessor" else [_resize(config, file)]
+    size = nodes[-1]["size"] if nodes[-1]["name"] != "ResizeShort" else None
   if config.get("do_center_crop"):
     size = _pair(config, "crop_size", file)
     nodes.append({"name": "CentreCrop", "size": size, "pad": True})
@@ -196,6 +199,19 @@ def _resize(config, file):
   if isinstance(size, dict) and set(size) == {"shortest_edge"}:
     return {"name": "ResizeShort", "size": size["shortest_edge"], **filters}
   return {"name": "Resize", "size": _pair(config, "size", file), **filters}
+
+
+def _convnext_resize(config, file):
+  """The nodes for pictures of `size` a side, which below 384 are cut out of larger ones."""
+  size = config["size"]
+  side = size if isinstance(size, int) else size.get("shortest_edge")
+  if not isinstance(side, int):
+    raise _cannot(file, "size", size, "expected a number or shortest_edge")
+  filters = {"filter": _filter(config, file)}
+  if side >= _STRETCHED:
+    return [{"name": "Resize", "size": (side, side), **filters}]
+  return [{"name": "ResizeShort", "size": int(side / config["crop_pct"]), **filters},
+          {"name": "CentreCrop", "size": (side, side), "pad": True}]
 
 
 def _filter(config, file):

@@ -21,6 +21,7 @@ _IMAGE_PROCESSORS = {
     "clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor", "vit": "ViTImageProcessor",
     "siglip2": "Siglip2ImageProcessor", "dinov2": "BitImageProcessor",
     "dinov2_with_registers": "BitImageProcessor", "dinov3_vit": "ViTImageProcessor",
+    "convnext": "ViTImageProcessor",
 }
 # Transforms that leave both the pixels and the tokens as they are.
 _NO_MATTER = (text.SampleCaption, text.Keep)

@@ -43,7 +43,7 @@ def _initial(node, params, prefix):
   if node["name"] == "text":
     given = jnp.zeros((1, 1), jnp.int32)
   else:
-    (height, width), (rows, columns) = forms.square(node["patch"]), node.get("grid") or (1, 1)
+    (height, width), (rows, columns) = forms.square(module.patch), node.get("grid") or (1, 1)
     channels = params[f"{prefix}patch_embed/kernel"].shape[2]
     given = jax.ShapeDtypeStruct((1, rows * height, columns * width, channels), jnp.float32)
   return paths.flatten(nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), given)["params"]))

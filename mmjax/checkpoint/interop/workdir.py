@@ -15,6 +15,7 @@ from mmjax.checkpoint import paths
 from mmjax.checkpoint.checkpointer import Checkpointer, CheckpointError
 from mmjax.checkpoint.interop.pretrained import ENCODERS, Node, Pretrained, under
 from mmjax.data import tokenizers
+from mmjax.data.view_transforms import MultiCrop
 
 HERE = "{workdir}"  # in a converted workdir's config: where it lies, so that it can be moved
 # config.json says of which class the tokenizer is.
@@ -23,10 +24,11 @@ TOKENIZER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "sp
 # In the objective's state, parts of the network that its encoder is in.
 STATE = tuple(f"state/{key.partition('.')[0]}/" for key in ENCODERS)
 AVERAGE = "teachers/ema/"  # of all parameters, which is what evaluators use where a run keeps it
-TEACHER = re.compile("teachers/(?:(?!ema/)[^/]+/)?(encoder/.*)")  # an EMA of the encoder, alone or among others
+TEACHER = re.compile("teachers/(?:teacher/)?(encoder/.*)")  # an EMA of the encoder, alone or with its heads
 # What a picture goes through where nothing is drawn at random, and what stands for a random crop there.
 IMAGE = ("Decode", "ToFloat", "Resize", "ResizeShort", "CentreCrop", "Letterbox", "CropToPatches", "Patchify",
          "Normalise")
+VIEWS = ("global_views", "local_views")  # what `MultiCrop` makes of a picture
 
 
 def read(path: epath.Path, step: int | None = None) -> Pretrained:
@@ -44,14 +46,14 @@ def read(path: epath.Path, step: int | None = None) -> Pretrained:
   flat = paths.flatten(_restored(str(path / "checkpoints"), step))
   prefix = AVERAGE if any(name.startswith(AVERAGE) for name in flat) else "params/"
   params = {name.removeprefix(prefix): x for name, x in flat.items() if name.startswith(prefix)}
+  state = under(flat, "state")
   if config["objective"].get("eval_with") != "student":
     params |= {match[1]: x for name, x in flat.items() if (match := TEACHER.fullmatch(name))}
   image, text = transforms(config)
   text = tuple({**node, "tokenizer": node["tokenizer"].replace(HERE, str(path))} for node in text)
-  state = under(flat, "state")
   return Pretrained(
-      objective=_with_sources(config["objective"], state, str(path)), params=params, state=state, image=image,
-      text=text, labels=tuple(config.get("labels") or ()), eos_id=_eos(text), origin=str(path))
+      objective=_with_sources(config["objective"], state, str(path)), params=params, state=state, image=image, text=text,
+      labels=tuple(config.get("labels") or ()), eos_id=_eos(text), origin=str(path))
 
 
 def _with_sources(objective: Node, state: dict[str, Any], path: str) -> Node:
@@ -137,9 +139,17 @@ def _streams(node: Any) -> Iterable[Node]:
 
 
 def _plain(nodes):
+  """Of `nodes` those of `IMAGE`; the whole picture stands for a random crop of it, and for its views."""
   for node in nodes:
-    if node.get("name") in IMAGE:
+    keys = {*([node["key"]] if isinstance(node.get("key"), str) else node.get("key") or ())}
+    if node.get("name") in IMAGE and keys & {*VIEWS}:
+      if VIEWS[0] in keys:
+        yield {key: value for key, value in node.items() if key != "key"}
+    elif node.get("name") in IMAGE:
       yield node
+    elif node.get("name") == "MultiCrop":
+      yield {"name": "Resize", "size": node.get("global_size", MultiCrop.global_size),
+             "filter": node.get("filter", MultiCrop.filter)}
     elif node.get("name") == "RandomResizedCrop":
       yield {"name": "Resize", **{key: node[key] for key in ("size", "filter") if key in node}}
 

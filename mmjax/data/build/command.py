@@ -4,7 +4,7 @@
   OUT/scan/000012.npz         what was seen of a block of records (plan.Table), written whole or not at all
   OUT/scan/000012.json        the errors of those that are broken
   OUT/train.array_record-*    the shards, with .json lines of the manifest in OUT/shards/
-  OUT/broken.jsonl            {"record", "error"} of every record that cannot be read
+  OUT/broken.jsonl            {"record", "error"} of every record that cannot be read or stored
   OUT/manifest.json           counts and digests; there only when all is done
 
 The manifest's digest follows from source and settings alone: not from the number of processes, nor
@@ -22,11 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from mmjax.data.build import job_folder, plan, pool, scan, shards
+from mmjax.data.build import captions, job_folder, plan, pool, scan, shards
 from mmjax.data.build.settings import Settings
 from mmjax.data.sources import examples
 
 BLOCK = 500  # records of a unit of scanning: what a kill can cost each process
+FORM = 2  # of what lies in `scan`, and of what is kept: a build that was begun in another does not go on
 _log = logging.getLogger("mmjax")
 
 
@@ -41,27 +42,27 @@ def build(source: Any, out: str, settings: Settings, processes: int | None = Non
     The manifest.
 
   Raises:
-    ValueError: `out` holds something else, or nothing is kept.
+    ValueError: `out` holds something else, nothing is kept, or no record has one of `settings.captions`.
   """
+  source = captions.under_own_names(source, settings)
   folder = pathlib.Path(out).expanduser()
   processes = len(os.sched_getaffinity(0)) if processes is None else processes
   if settings.languages:
-    scan.language("")  # so that what is missing is told now, not of each record
+    captions.language("")  # so that what is missing is told now, not of each record
   _begin(source, folder, settings)
   if (folder / examples.MANIFEST).exists():
     _log.info("%s: is complete", folder)
     return json.loads((folder / examples.MANIFEST).read_text())
-  reason, kept = plan.keep(_scanned(source, folder, settings, processes), settings)
-  require_any(reason, kept)
+  reason, kept = planned(_scanned(source, folder, settings, processes), settings, _broken(folder))
   lines = _written(source, folder, settings, kept, processes)
   return _finish(source, folder, settings, plan.counts(reason), lines)
 
 
 def _begin(source, folder, settings):
   """Makes the folder, or checks that the same job was begun there."""
-  job = {"source": source.name, "records": len(source), "source_digest": source.digest,
+  job = {"form": FORM, "source": source.name, "records": len(source), "source_digest": source.digest,
          "settings": dataclasses.asdict(settings)}
-  job_folder.begin(folder, "build.json", job, ("scan", "shards"))
+  job_folder.begin(folder, examples.BEGUN, job)
 
 
 def _scanned(source, folder, settings, processes):
@@ -99,10 +100,18 @@ def scan_block(source: Any, settings: Settings, start: int) -> tuple[plan.Table,
                                if one.error]
 
 
-def require_any(reason: np.ndarray, kept: np.ndarray) -> None:
-  """Raises ValueError, with the counts, if no record is kept."""
+def planned(table: plan.Table, settings: Settings, broken: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+  """`plan.keep`, if that can be.
+
+  Raises:
+    ValueError: no record has one of the columns of captions, or no record is kept; gives the counts.
+  """
+  captions.require_all(int(np.bitwise_or.reduce(table.captions, initial=0)), settings)
+  reason, kept = plan.keep(table, settings)
   if not len(kept):
-    raise ValueError(f"none of the {len(reason):,} records is kept: {_told(plan.counts(reason))}")
+    first = f"; the first that is broken is record {broken[0]['record']}, {broken[0]['error']}" if broken else ""
+    raise ValueError(f"none of the {len(reason):,} records is kept: {_told(plan.counts(reason))}{first}")
+  return reason, kept
 
 
 def parts_of(kept: np.ndarray, settings: Settings) -> list[tuple[str, np.ndarray]]:
@@ -134,13 +143,17 @@ def _write_shard(source, folder, settings, task):
 
 def _finish(source, folder, settings, counts, lines):
   """Writes broken.jsonl and the manifest; then what only the way there needed is deleted."""
-  broken = [one for file in sorted((folder / "scan").glob("*.json")) for one in json.loads(file.read_text())]
-  (folder / "broken.jsonl").write_text(told_broken(broken))
+  (folder / "broken.jsonl").write_text(told_broken(_broken(folder)), encoding="utf-8")
   job_folder.save(folder / examples.MANIFEST, manifest(source, settings, counts, lines))
   for part in ("scan", "shards"):
     shutil.rmtree(folder / part, ignore_errors=True)
   _log.info("%s: %s", folder, _told(counts))
   return json.loads((folder / examples.MANIFEST).read_text())
+
+
+def _broken(folder):
+  """{"record", "error"} of all that were found broken."""
+  return [one for file in sorted((folder / "scan").glob("*.json")) for one in json.loads(file.read_text())]
 
 
 def told_broken(broken: list[dict[str, Any]]) -> str:

@@ -7,11 +7,8 @@ from typing import Any
 from mmjax.data import places
 
 
-def begin(folder: pathlib.Path, name: str, job: dict[str, Any], parts: tuple[str, ...] = ()) -> None:
+def begin(folder: pathlib.Path, name: str, job: dict[str, Any]) -> None:
   """Makes the folder with the job's description in the file `name`, or checks that the same was begun there.
-
-  Args:
-    parts: folders to make in it.
 
   Raises:
     ValueError: another job was begun there, or it holds something else.
@@ -24,10 +21,9 @@ def begin(folder: pathlib.Path, name: str, job: dict[str, Any], parts: tuple[str
       raise ValueError(f"--out={folder}: was begun as another {file.stem} ({'; '.join(other)}); give a new folder, "
                        "or the same settings to go on")
     return
-  if folder.exists() and any(folder.iterdir()):
+  # The file comes first, so that a kill leaves no folder that nobody owns; what `save` had begun is `.NAME.PID`.
+  if folder.exists() and any(not one.name.startswith(f".{name}.") for one in folder.iterdir()):
     raise ValueError(f"--out={folder}: is not empty, and holds no {file.stem}; give a new folder")
-  for part in ("", *parts):
-    (folder / part).mkdir(parents=True, exist_ok=True)
   save(file, job)
 
 
@@ -37,5 +33,5 @@ def _flat(job):
 
 
 def save(file: pathlib.Path, value: Any) -> None:
-  """Writes JSON whole or not at all."""
+  """Writes JSON whole or not at all, and the folder for it."""
   places.write(str(file), (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())

@@ -15,17 +15,20 @@ class Table:
 
   Attributes:
     reason: uint8, of `scan.REASONS`.
-    exact, perceptual: uint64.
+    captions: uint16, bits of the columns of captions that are there.
+    hashed: bool, whether there is a picture whose hash was asked for.
+    hash: uint64.
   """
 
   reason: np.ndarray
-  exact: np.ndarray
-  perceptual: np.ndarray
+  captions: np.ndarray
+  hashed: np.ndarray
+  hash: np.ndarray
 
   @classmethod
   def of(cls, seen: list[scan.Seen]) -> "Table":
-    return cls(np.array([one.reason for one in seen], np.uint8),
-               *(np.array([getattr(one, name) for one in seen], np.uint64) for name in ("exact", "perceptual")))
+    types = {"reason": np.uint8, "captions": np.uint16, "hashed": bool, "hash": np.uint64}
+    return cls(**{name: np.array([getattr(one, name) for one in seen], kind) for name, kind in types.items()})
 
   @classmethod
   def joined(cls, tables: list["Table"]) -> "Table":
@@ -34,21 +37,18 @@ class Table:
 
 
 def keep(table: Table, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
-  """Leaves out duplicates: of equal pictures the first in the source's order stays.
+  """Leaves out duplicates: of equal pictures the first in the source's order stays. What has no picture is none.
 
   Returns:
     (reason uint8 [N] with duplicates marked, records that are kept int64 [K] in the source's order).
   """
   reason = table.reason.copy()
-  kept = np.flatnonzero(reason == scan.KEPT)
-  if settings.dedup != "none" and len(kept):
-    found = {"exact": table.exact, "perceptual": table.perceptual}[settings.dedup][kept]
+  hashed = np.flatnonzero((reason == scan.KEPT) & table.hashed)
+  if len(hashed):
     distance = settings.distance if settings.dedup == "perceptual" else 0
-    first = hashes.first_of_equals(found, distance)
-    repeated = first != np.arange(len(kept))
-    reason[kept[repeated]] = scan.DUPLICATE
-    kept = kept[~repeated]
-  return reason, kept.astype(np.int64)
+    first = hashes.first_of_equals(table.hash[hashed], distance)
+    reason[hashed[first != np.arange(len(hashed))]] = scan.DUPLICATE
+  return reason, np.flatnonzero(reason == scan.KEPT).astype(np.int64)
 
 
 def counts(reason: np.ndarray) -> dict[str, int]:

@@ -14,7 +14,7 @@ class Settings:
     min_side: pixels of the shorter side, at least.
     max_aspect: longer by shorter side, at most; 0 is no limit.
     captions: columns that hold captions and their weights, as in alt=0.3,synthetic=0.7: one of those that a
-      record has is drawn for it. Without, `caption` is taken as it is.
+      record has is drawn for it, under the names that the data give them. Without, `caption` is taken as it is.
     min_words: of a caption; one with fewer is left out.
     max_words: of a caption; one with more is left out. 0 is no limit.
     exclude: regular expressions; a caption in which one is found is left out.
@@ -58,7 +58,7 @@ class Settings:
         re.compile(pattern)
       except re.error as error:
         raise ValueError(f"exclude: {pattern!r} is no regular expression: {error}") from error
-    self.caption_weights
+    self._require("captions", len(self.caption_weights) <= 16, "expected 16 columns at most")
 
   def _require(self, name, good, want):
     if not good:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import os
 import pathlib
 
 import numpy as np
@@ -51,6 +52,7 @@ def build(path: str):
   Raises:
     ValueError: there is no such file, it is not an .npz, or its arrays differ in length.
   """
+  path = os.path.expanduser(path)
   if not pathlib.Path(path).is_file():
     raise ValueError(f"there is no file {path}")
   source = Arrays(path)

@@ -4,7 +4,7 @@ A record is a dict of
 
   image       bytes of the file, embedded or referenced, for transforms.Decode
   caption     list of str
-  label       int
+  label       int, or the place of a text among all texts of that column; left out where there is none
   ...         the other columns, as Python values
 
 Arrow files are mapped into memory. Parquet cannot be read at random: a file is written once as Arrow
@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from mmjax.data import index_cache, places
 from mmjax.data.sources import lines
 
 ENDINGS = (".arrow", ".parquet")
+_SPLIT = re.compile(r"(train|valid|validation|val|dev|test)(?=[-_.\d])")  # that a file's name begins with
 _BATCH = 64  # records that are decoded to read one of them, where files are written here
 _log = logging.getLogger(__name__)
 
@@ -42,7 +44,8 @@ class Arrow:
     names: of the files that they were made of, for errors; Parquet is read from an Arrow copy.
     root: where pictures lie that rows name by relative paths.
     columns: which are image, caption and label.
-    classes: names of the label's values, if the files tell them.
+    classes: names of the label's values, if the files tell them or hold texts.
+    texts: the labels are texts.
     name: of the data.
     digest: SHA-256 over the files' names, sizes and schema.
   """
@@ -52,6 +55,7 @@ class Arrow:
   root: str
   columns: columns_lib.Columns
   classes: tuple[str, ...] | None
+  texts: bool
   name: str
   digest: str
 
@@ -66,6 +70,10 @@ class Arrow:
   @functools.cached_property
   def _ends(self) -> np.ndarray:
     return np.cumsum([batch.num_rows for batch in self._batches])
+
+  @functools.cached_property
+  def _numbers(self) -> dict[str, int]:
+    return {name: i for i, name in enumerate(self.classes)} if self.texts else {}
 
   def __reduce__(self):
     return Arrow, tuple(getattr(self, field.name) for field in dataclasses.fields(self))
@@ -83,6 +91,13 @@ class Arrow:
     return f"{self.names[file]}, row {row}"
 
   def __getitem__(self, i: int) -> dict[str, Any]:
+    """Raises ValueError naming file and row if it cannot be read."""
+    try:
+      return self._record(i)
+    except (ValueError, TypeError, OSError) as error:  # pyarrow's own are among them
+      raise ValueError(f"{self.where(i)}: {error}") from error
+
+  def _record(self, i):
     number, own = index_cache.place(self._ends, i)
     batch = self._batches[number]
     row = {name: column[own].as_py() for name, column in zip(batch.schema.names, batch.columns)}
@@ -91,13 +106,17 @@ class Arrow:
       record["caption"] = columns_lib.captions(record.get("caption"))
     if self.columns.image:
       record["image"] = _picture(record.get("image"), self.root)
-    if record.get("label") is not None:
-      record["label"] = int(record["label"])
+    if self.columns.label:
+      label = columns_lib.label(record.pop("label", None), self._numbers)
+      record.pop(self.columns.label[0], None)  # which kept its name if it is None
+      record |= {} if label is None else {"label": label}
     return record
 
 
 def _picture(value, root):
-  """Bytes of an embedded or referenced picture; `datasets` writes {"bytes", "path"}."""
+  """Bytes of an embedded or referenced picture; `datasets` writes {"bytes", "path"}, or a list of them."""
+  if isinstance(value, list) and len(value) == 1:
+    value = value[0]
   if isinstance(value, dict) and ("bytes" in value or "path" in value):
     value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
   return value if isinstance(value, bytes) else lines.picture(value, root)
@@ -113,36 +132,46 @@ def _open(path: str) -> pa.Table:
     return ipc.open_file(mapped).read_all()
 
 
-def build(path: str | tuple, split: str = "train", root: str | None = None, image: str | None = None,
+def build(path: str | tuple, split: str | None = None, root: str | None = None, image: str | None = None,
           caption: str | None = None, label: str | None = None) -> Arrow:
   """The source of a folder that `datasets` has saved, of .parquet or .arrow files, or of folders of
   these.
 
   Args:
     path: folders, files, or patterns for them.
-    split: of a folder that holds several: that of `save_to_disk`, or that which file names begin
-      with, as in "train-00000-of-00008.parquet".
+    split: of a folder that holds several, "train" by default: that of `save_to_disk`, or that which file
+      names begin with, as in "train-00000-of-00008.parquet" or "test.parquet".
     root: where the pictures lie that rows name; default beside the file.
-    image, caption, label: names of these columns; default those that have usual names.
+    image, caption, label: names of these columns, "" for none; default those that have usual names.
 
   Raises:
-    ValueError: no such files, split or column, or one cannot be read.
+    ValueError: no such files, split or column, one cannot be read, or `label` is none.
   """
   found = [file for one in ((path,) if isinstance(path, str) else path)
            for place in places.expand(one) for file in _files(place, split)]
-  try:
-    local = tuple(_as_arrow(file) for file in found)
-    schema = _open(local[0]).schema
-    for file, here in zip(found, local):
-      if _open(here).schema.names != schema.names:
-        raise ValueError(f"path: {file} has other columns than {found[0]}")
-  except (pa.ArrowException, OSError) as error:
-    raise ValueError(f"path: {path} cannot be read: {error}") from error
+  local, tables = [], []
+  for file in found:
+    try:
+      local.append(_as_arrow(file))
+      tables.append(_open(local[-1]))
+    except (pa.ArrowException, OSError) as error:
+      raise ValueError(f"path: {file} cannot be read: {error}; if it was cut short, fetch it again or take it "
+                       "away") from error
+    if tables[-1].schema.names != tables[0].schema.names:
+      raise ValueError(f"path: {file} has other columns than {found[0]}")
+  schema = tables[0].schema
   columns = columns_lib.find(schema.names, image, caption, label)
   told = [(places.name_of(file), places.size(file)) for file in found]
   digest = hashlib.sha256(repr((told, str(schema))).encode()).hexdigest()
   first = next(iter((path,) if isinstance(path, str) else path))
-  source = Arrow(local, tuple(map(places.name_of, found)), root or places.folder_of(found[0]), columns, _classes(schema, columns),
+  classes, texts = _classes(schema, columns), False
+  if columns.label and not classes:
+    key = "arrow", columns.label[0], tuple(map(places.stamp, found))
+    columns, classes = lines.with_classes(columns, key, lambda: _values(tables, columns.label[0]),
+                                          places.name_of(first), label)
+    texts = classes is not None
+  source = Arrow(tuple(local), tuple(map(places.name_of, found)),
+                 os.path.expanduser(root) if root else places.folder_of(found[0]), columns, classes, texts,
                  places.name_of(first), digest)
   if not source._batches or not len(source):
     raise ValueError(f"path: {path} has no records")
@@ -150,29 +179,54 @@ def build(path: str | tuple, split: str = "train", root: str | None = None, imag
 
 
 def _files(path, split):
-  """The data files at a path, of one split."""
+  """The data files at a path, of one split; None is the only one, or "train"."""
   if not places.is_folder(path):
     if places.ending(path) not in ENDINGS:
       raise ValueError(f"path: {path} is none of {', '.join(ENDINGS)}")
+    if split:
+      raise ValueError(f"split: {path} is one file, which has no splits; give the file of {split!r} instead")
     return [path]
   names = places.names_in(path)
   if "dataset_dict.json" in names:  # several splits of `save_to_disk`
     splits = json.loads(places.read(places.join(path, "dataset_dict.json")))["splits"]
-    if split not in splits:
-      raise ValueError(f"split: {path} has no {split!r}, but {', '.join(splits)}")
-    return _files(places.join(path, split), split)
+    return _files(places.join(path, _one_of(splits, split or "train", path)), None)
   if "state.json" in names:  # one of them, whose files it names in their order
     state = json.loads(places.read(places.join(path, "state.json")))
+    if split and split != state.get("_split"):
+      raise ValueError(f"split: {path} is one split, {state.get('_split') or 'without a name'}; leave it out")
     return [places.join(path, entry["filename"]) for entry in state["_data_files"]]
   files = [places.join(path, name) for name in names if name.endswith(ENDINGS)]
   if not files and "data" in names:  # as folders on the hub are laid out
     return _files(places.join(path, "data"), split)
   if not files:
     raise ValueError(f"path: {path} holds no *{', *'.join(ENDINGS)}")
-  known = {places.name_of(file).partition("-")[0] for file in files if "-of-" in file}
-  if known and split not in known:
-    raise ValueError(f"split: {path} has no {split!r}, but {', '.join(sorted(known))}")
-  return [file for file in files if not known or places.name_of(file).startswith(f"{split}-")]
+  known = {file: _split_of(places.name_of(file)) for file in files}
+  splits = sorted(set(filter(None, known.values())))
+  if not splits and split:
+    raise ValueError(f"split: {path} has none: no file in it is called as in {split}{ENDINGS[1]} or "
+                     f"{split}-00000-of-00001{ENDINGS[1]}")
+  if not splits:
+    return files
+  chosen = _one_of(splits, split or "train", path)
+  without = [places.name_of(file) for file in files if not known[file]]
+  if without:
+    _log.warning("%s: %d files are not read, for they are of no split, unlike the others: %s", path, len(without),
+                 ", ".join(without[:3]))
+  return [file for file in files if known[file] == chosen]
+
+
+def _one_of(splits, split, path):
+  if split not in splits:
+    raise ValueError(f"split: {path} has no {split!r}, but {', '.join(splits)}")
+  return split
+
+
+def _split_of(name):
+  """The split that a file's name tells, or None."""
+  if "-of-" in name:
+    return name.partition("-")[0]
+  named = _SPLIT.match(name)
+  return named and named.group()
 
 
 def _as_arrow(path):
@@ -191,6 +245,31 @@ def _as_arrow(path):
         for batch in file.iter_batches(batch_size=_BATCH):
           out.write_batch(batch)
   return str(pathlib.Path(index_cache.prepare("arrow", places.stamp(path), fill), "data.arrow"))
+
+
+def first(path: str, count: int) -> list[dict[str, Any]]:
+  """The first records of a file on this machine, under its own names, without an Arrow copy of it.
+
+  Raises:
+    ValueError: it cannot be read.
+  """
+  try:
+    if places.ending(path) == ".arrow":
+      return _open(path).slice(0, count).to_pylist()
+    with parquet.ParquetFile(path) as file:
+      return next((batch.to_pylist() for batch in file.iter_batches(batch_size=count)), [])
+  except (pa.ArrowException, OSError) as error:
+    raise ValueError(f"path: {path} cannot be read: {error}") from error
+
+
+def _values(tables, column):
+  """Those of a column, each once a file."""
+  for table in tables:
+    kind = table.schema.field(column).type
+    if pa.types.is_nested(kind):  # of which no values can be told apart
+      yield next((one.as_py() for chunk in table.column(column).chunks for one in chunk if one.is_valid), None)
+    else:
+      yield from table.column(column).unique().to_pylist()
 
 
 def _classes(schema, columns):

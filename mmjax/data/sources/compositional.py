@@ -14,6 +14,7 @@ A record is a dict of
 import dataclasses
 import hashlib
 import json
+import os
 from typing import Any
 
 from mmjax.data import places
@@ -64,6 +65,7 @@ def build(path: str, root: str | None = None) -> Compositional:
   Raises:
     ValueError: no such file, or another form.
   """
+  path, root = os.path.expanduser(path), os.path.expanduser(root) if root else None
   if places.is_folder(path):
     files = [places.join(path, name) for name in places.names_in(path) if name.endswith(".json")]
     root = root or path

@@ -4,7 +4,7 @@ A record is a dict of
 
   image       bytes of the file that the line names, for transforms.Decode
   caption     list of str
-  label       int, or the place of a text among all texts of that column
+  label       int, or the place of a text among all texts of that column; left out where there is none
   ...         the other columns, as they are
 
 A line that cannot be read is a bad record; it keeps its row. Where lines begin is found once and
@@ -12,13 +12,20 @@ kept in the cache folder.
 """
 
 import array
+import codecs
+import collections
+import contextlib
 import csv
 import dataclasses
 import functools
 import hashlib
 import io
+import itertools
 import json
+import logging
+import os
 import pathlib
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -29,10 +36,9 @@ from mmjax.data import index_cache, places
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _OTHERS = ";\t|,"  # that a .csv may have instead: a spreadsheet writes what its country uses
 ENDINGS = (".jsonl", ".ndjson", *DELIMITERS)
-_MOST_CLASSES = 100_000
 _MOST_LINES = 1000  # of a record
-_PLAIN, _ODD, _BLANK = range(3)  # kinds of lines: see `walk`
 _TRIED = 100  # lines that are looked at for the names of columns
+_log = logging.getLogger(__name__)
 csv.field_size_limit(2**27)  # a cell may hold a long text
 
 
@@ -103,14 +109,23 @@ class Lines:
       raise ValueError(f"{places.name_of(file)}, line {int(index['line'][own])}: {error}") from error
 
   def __getitem__(self, i: int) -> dict[str, Any]:
-    record = self.columns.renamed(self.row(i))
+    """Raises ValueError naming file and line if it cannot be read."""
+    row = self.row(i)
+    try:
+      return self._record(row)
+    except (ValueError, TypeError) as error:
+      raise ValueError(f"{self.where(i)}: {error}") from error
+
+  def _record(self, row):
+    record = self.columns.renamed(row)
     if self.columns.caption:
       record["caption"] = columns_lib.captions(record.get("caption"))
     if self.columns.image:
       record["image"] = picture(record.get("image"), self.root)
-    if record.get("label") is not None:
-      label = record["label"]
-      record["label"] = self._numbers[str(label)] if self.classes else int(label)
+    if self.columns.label:
+      label = columns_lib.label(record.pop("label", None), self._numbers)
+      record.pop(self.columns.label[0], None)  # which kept its name if it is None
+      record |= {} if label is None else {"label": label}
     return record
 
 
@@ -147,40 +162,75 @@ def _parse(data: bytes, heading: tuple[str, ...], delimiter: str | None) -> dict
     if not isinstance(row, dict):
       raise ValueError(f"expected an object {{...}}, found {type(row).__name__}")
     return row
-  cells = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+  rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+  cells = next(rows)
+  if any(rows):
+    raise ValueError("a second row begins in it; write a cell that holds a line break in quotes")
   if len(cells) != len(heading):
     raise ValueError(f"{len(cells)} cells, but the heading has {len(heading)}")
   return dict(zip(heading, cells))
 
 
-def walk(path: str) -> dict[str, np.ndarray]:
+def walk(path: str, delimiter: str | None) -> dict[str, np.ndarray]:
   """Where the records of a table lie: {"begin", "end": bytes, "line": counted from 1}, int64 [N].
 
   A cell in quotes may have several lines. One whose quote is not closed within `_MOST_LINES` is a
   record of one line (that cannot be read), so that it does not swallow all that follow.
+
+  Args:
+    delimiter: what stands between cells; None if no record has several lines.
   """
-  quoted = places.ending(path) in DELIMITERS
-  ends, kinds, position = array.array("q"), bytearray(), 0
-  with places.open_file(path) as file:
-    for line in file:
-      position += len(line)
-      ends.append(position)
-      # Quotes are doubled inside of quotes, so that an odd number opens or closes a cell of several lines.
-      kinds.append(_BLANK if not line.strip() else _ODD if quoted and line.count(b'"') % 2 else _PLAIN)
+  opens = delimiter and (delimiter.encode(), b'"')
   begin, end, number = array.array("q"), array.array("q"), array.array("q")
-  i = 0
-  while i < len(kinds):
-    last = i
-    if kinds[i] == _ODD:
-      closing = kinds.find(_ODD, i + 1, i + _MOST_LINES)
-      last = i if closing < 0 else closing
-    if kinds[i] != _BLANK:
-      begin.append(ends[i - 1] if i else 0)
-      end.append(ends[last])
-      number.append(i + 1)
-    i = last + 1
+  position, place = 0, 1
+  with places.open_file(path) as file:
+    if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+      position = len(codecs.BOM_UTF8)
+    else:
+      file.seek(0)
+    ahead = collections.deque()  # lines that were looked at and not yet taken
+    for line in _taken(ahead, file):
+      count, size = 1, len(line)
+      if opens and b'"' in line:
+        # A cell stays open only if the line's last quote opens it, or is the second of a doubled one.
+        at = line.rindex(b'"')
+        if not at or line[at - 1:at] in opens:
+          count = _lines_of(itertools.chain((line,), tuple(ahead), _kept(ahead, file)), delimiter)
+          size += sum(len(ahead.popleft()) for _ in range(count - 1))
+      if count > 1 or line.strip():
+        begin.append(position)
+        end.append(position + size)
+        number.append(place)
+      position, place = position + size, place + count
   return {name: np.array(values, np.int64)
           for name, values in (("begin", begin), ("end", end), ("line", number))}
+
+
+def _taken(ahead, file):
+  while line := ahead.popleft() if ahead else file.readline():
+    yield line
+
+
+def _kept(ahead, file):
+  while line := file.readline():
+    ahead.append(line)
+    yield line
+
+
+def _lines_of(lines, delimiter):
+  """How many of the lines are the first record; 1 if it does not end as a record does."""
+  count = 0
+
+  def texts():
+    nonlocal count
+    for line in itertools.islice(lines, _MOST_LINES):
+      count += 1
+      yield line.decode("latin-1")  # quotes and delimiters are ASCII
+  try:
+    next(csv.reader(texts(), delimiter=delimiter, strict=True))
+  except csv.Error:
+    return 1
+  return count
 
 
 def build(path: str | tuple, root: str | None = None, image: str | None = None,
@@ -190,10 +240,10 @@ def build(path: str | tuple, root: str | None = None, image: str | None = None,
   Args:
     path: files, or patterns for them.
     root: where the pictures lie; default beside the table.
-    image, caption, label: names of these columns; default those that have usual names.
+    image, caption, label: names of these columns, "" for none; default those that have usual names.
 
   Raises:
-    ValueError: no such file, another ending, no records, no such column, or too many classes.
+    ValueError: no such file, another ending, no records, no such column, or `label` is none.
   """
   files = [file for one in ((path,) if isinstance(path, str) else path) for file in places.expand(one)]
   indices, headings, delimiters, digest = [], [], [], hashlib.sha256()
@@ -201,26 +251,77 @@ def build(path: str | tuple, root: str | None = None, image: str | None = None,
     if places.ending(file) not in ENDINGS:
       raise ValueError(f"path: {file} is none of {', '.join(ENDINGS)}")
     key = places.stamp(file)
-    index = index_cache.arrays("lines", key, lambda: _checked(walk(file), file))
+    heading, delimiter = _heading(file)
+    index = index_cache.arrays("lines", key, lambda: _checked(walk(file, delimiter), file))
     indices.append(str(index_cache.path_of("lines", key)))
-    heading, delimiter = _heading(file, index)
     headings.append(heading)
     delimiters.append(delimiter)
     digest.update(index["sha256"].tobytes())
   # The heading is no record.
   indices = [_without_heading(folder) if heading else folder
              for folder, heading in zip(indices, headings)]
-  source = Lines(tuple(files), tuple(indices), tuple(headings), tuple(delimiters), root or places.folder_of(files[0]),
+  source = Lines(tuple(files), tuple(indices), tuple(headings), tuple(delimiters), os.path.expanduser(root) if root else places.folder_of(files[0]),
                  columns_lib.Columns(), None, digest.hexdigest())
   if not len(source):
     raise ValueError(f"path: {path} has no records")
   columns = columns_lib.find(_names(source), image, caption, label)
   classes = None
-  if columns.label:  # found in all lines, so it is kept as the indices are
+  if columns.label:
     key = source.digest, source.headings, columns.label[0]
-    names = index_cache.arrays("classes", key, lambda: {"names": np.array(_classes(source, columns.label[0]), str)})
-    classes = tuple(map(str, names["names"])) or None
+    columns, classes = with_classes(columns, key, lambda: _values(source, columns.label[0]), source.name, label)
   return dataclasses.replace(source, columns=columns, classes=classes)
+
+
+def with_classes(columns: columns_lib.Columns, key: object, values: Callable[[], Iterable[Any]], name: str,
+                 label: str | None) -> tuple[columns_lib.Columns, tuple[str, ...] | None]:
+  """The columns, without the label if it can be none, and the names of its classes; None if they are numbers.
+
+  What is found in all records is kept as indices are.
+
+  Args:
+    key: what the values follow from.
+    name: of the data.
+    label: the column if it was asked for.
+
+  Raises:
+    ValueError: it was, and cannot be a label.
+  """
+  def make():
+    names, why = columns_lib.classes(values())
+    return {"names": np.array(names, str), "why": np.array(why, str)}
+  column = columns.label[0]
+  found = index_cache.arrays("labels", key, make)
+  why = str(found["why"])
+  if why and label:
+    raise ValueError(f"label: the column {column!r} {why}; give another, or ?label=None for none")
+  if why:
+    _log.warning("%s: the column %r is not read as label, for it %s", name, column, why)
+    return dataclasses.replace(columns, label=()), None
+  return columns, tuple(map(str, found["names"])) or None
+
+
+def first(path: str, count: int) -> list[dict[str, Any]]:
+  """The first records of a table that can be read, under its own names, without an index of it.
+
+  Raises:
+    ValueError: it names no columns.
+  """
+  heading, delimiter = _heading(path)
+  found = []
+  with places.open_file(path) as file:
+    head = (line.removeprefix(codecs.BOM_UTF8) for line in itertools.islice(file, _MOST_LINES))
+    if heading:
+      rows = filter(None, csv.reader((line.decode("utf-8", "replace") for line in head), delimiter=delimiter))
+      with contextlib.suppress(csv.Error):  # of a record that is bad
+        for cells in itertools.islice(rows, count + 1):
+          found.append(dict(zip(heading, cells)))
+      found = found[1:]  # without the heading
+    for line in () if heading else itertools.islice(head, count):
+      try:
+        found.append(_parse(line, (), None))
+      except ValueError:
+        continue
+  return found
 
 
 def _checked(index, file):
@@ -232,17 +333,21 @@ def _checked(index, file):
   return {**index, "sha256": np.frombuffer(content.digest(), np.uint8)}
 
 
-def _heading(file, index):
+def _heading(file):
   """Names of the columns, and what stands between them: what the ending says unless that makes one column only."""
   usual = DELIMITERS.get(places.ending(file))
   if usual is None:
     return (), None
-  if not len(index["begin"]):
+  with places.open_file(file) as opened:
+    first = (line.removeprefix(codecs.BOM_UTF8) if not i else line for i, line in enumerate(opened))
+    head = list(itertools.islice(itertools.dropwhile(lambda line: not line.strip(), first), _MOST_LINES))
+  if not head:
     raise ValueError(f"path: {file} is empty; its first line should name the columns")
-  line = places.read(file, int(index["begin"][0]), int(index["end"][0]))
+  cells = {}
   try:
-    text = line.decode("utf-8-sig")
-    cells = {one: next(csv.reader(io.StringIO(text, newline=""), delimiter=one)) for one in usual + _OTHERS}
+    for one in usual + _OTHERS:
+      text = b"".join(head[:_lines_of(head, one)]).decode("utf-8")
+      cells[one] = next(csv.reader(io.StringIO(text, newline=""), delimiter=one))
   except UnicodeDecodeError as error:
     raise ValueError(f"path: {file} is not UTF-8 ({error}); save it as UTF-8") from error
   except csv.Error as error:
@@ -270,18 +375,10 @@ def _names(source):
   return list(names)
 
 
-def _classes(source, column):
-  """The texts of a column, sorted; () if all are whole numbers."""
-  found, numbers = set(), True
+def _values(source, column):
+  """Those of a column, of the lines that can be read."""
   for i in range(len(source)):
     try:
-      value = source.row(i).get(column)
+      yield source.row(i).get(column)
     except ValueError:
       continue
-    if value is None or value == "":
-      continue
-    found.add(str(value))
-    numbers = numbers and str(value).removeprefix("-").isdigit()
-    if not numbers and len(found) > _MOST_CLASSES:
-      raise ValueError(f"label: the column {column!r} has more than {_MOST_CLASSES:,} values; give another")
-  return () if numbers else tuple(sorted(found))

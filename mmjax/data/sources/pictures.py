@@ -9,6 +9,7 @@ A record is a dict of
 """
 
 import dataclasses
+import functools
 import hashlib
 import logging
 import os
@@ -28,13 +29,13 @@ class Pictures:
   Attributes:
     path: the folder.
     files: of the pictures, in it.
-    captioned: pictures have text files beside them.
+    texts: the ending of the text file beside each, "" if there is none.
     digest: SHA-256 over names and sizes of pictures and texts.
   """
 
   path: str
   files: tuple[str, ...]
-  captioned: bool
+  texts: tuple[str, ...]
   digest: str
 
   @property
@@ -49,16 +50,20 @@ class Pictures:
     return self.files[i]
 
   def __getitem__(self, i: int) -> dict[str, Any]:
-    file = pathlib.Path(self.path, self.files[i])
-    record = {"id": os.path.splitext(self.files[i])[0], "image": file.read_bytes()}
-    return {**record, "caption": _lines(file.with_suffix(".txt"))} if self.captioned else record
+    stem = os.path.splitext(self.files[i])[0]
+    record = {"id": stem, "image": pathlib.Path(self.path, self.files[i]).read_bytes()}
+    if self._captioned:
+      record["caption"] = _lines(pathlib.Path(self.path, stem + self.texts[i])) if self.texts[i] else []
+    return record
+
+  @functools.cached_property
+  def _captioned(self):
+    return any(self.texts)
 
 
 def _lines(file):
   try:
     text = file.read_bytes().decode("utf-8-sig")
-  except FileNotFoundError:
-    return []
   except UnicodeDecodeError as error:
     raise ValueError(f"{file} is not UTF-8: {error}") from error
   return [line.strip() for line in text.splitlines() if line.strip()]
@@ -67,6 +72,11 @@ def _lines(file):
 def listing(path: str) -> dict[str, int]:
   """{path in the folder: bytes} of pictures and text files, sorted."""
   return dict(sorted(places.files_under(path, (*ENDINGS, ".txt")).items()))
+
+
+def is_text(name: str) -> bool:
+  """Whether it is a text file's, not a picture's."""
+  return name.lower().endswith(".txt")
 
 
 def build(path: str) -> Pictures:
@@ -79,13 +89,14 @@ def build(path: str) -> Pictures:
   if not os.path.isdir(path):
     raise ValueError(f"path: there is no folder {path}")
   found = listing(path)
-  files = tuple(name for name in found if not name.endswith(".txt"))
+  files = tuple(name for name in found if not is_text(name))
   if not files:
     raise ValueError(f"path: {path} holds no picture (*{', *'.join(ENDINGS)})")
-  stems = {os.path.splitext(name)[0] for name in found if name.endswith(".txt")}
-  without = [name for name in files if os.path.splitext(name)[0] not in stems]
-  if stems and without:
+  endings = dict(os.path.splitext(name) for name in found if is_text(name))
+  texts = tuple(endings.get(os.path.splitext(name)[0], "") for name in files)
+  without = [name for name, text in zip(files, texts) if not text]
+  if endings and without:
     _log.warning("%s: %d of %d pictures have no text file beside them, the first is %s", path,
                  len(without), len(files), without[0])
   digest = hashlib.sha256(repr(list(found.items())).encode()).hexdigest()
-  return Pictures(path, files, len(without) < len(files), digest)
+  return Pictures(path, files, texts, digest)

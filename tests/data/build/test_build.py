@@ -1,19 +1,25 @@
 """`mmjax data build`: what is kept, and that a build that was killed comes to the same end."""
 
+import datetime
+import decimal
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
 import numpy as np
 from PIL import Image
+import pyarrow as pa
+from pyarrow import parquet
 import pytest
 
-from mmjax.data import spec
-from mmjax.data.build import command, shards
+from mmjax.data import hashes, part, spec
+from mmjax.data.build import command, form
 from mmjax.data.build.settings import Settings
 from tests.conftest import needs
 from tests.data import damage, formats
@@ -78,6 +84,15 @@ def test_pictures_that_look_alike_are_kept_once(tmp_path):
   assert manifest["counts"]["duplicate"] == 2
 
 
+@pytest.mark.parametrize("dedup", ("exact", "perceptual"))
+def test_records_without_a_picture_are_no_duplicates(dedup, tmp_path, monkeypatch):
+  monkeypatch.setattr(hashes, dedup, lambda picture: 0)  # as the perceptual hash of one colour is
+  black = encoded(Image.new("RGB", (32, 32)), "PNG")
+  records = [{"caption": [f"text {i}"]} for i in range(5)] + [{"image": black}, {"image": black}]
+  kept, manifest = built(records, tmp_path, dedup=dedup)
+  assert len(kept) == 6 and manifest["counts"]["duplicate"] == 1
+
+
 def test_captions_in_other_languages_are_left_out(tmp_path):
   needs("py3langid")
   texts = ["a small dog runs over the green grass", "un petit chien court dans l'herbe verte",
@@ -87,24 +102,93 @@ def test_captions_in_other_languages_are_left_out(tmp_path):
   assert manifest["counts"]["no caption in the languages"] == 1
 
 
-def test_captions_are_mixed_by_weight_from_those_that_a_record_has(tmp_path):
-  records = [{"alt": f"alt {i}", "synthetic": [f"synthetic {i}"] if i % 4 else None} for i in range(400)]
-  settings = dict(captions=("alt=1", "synthetic=3"), min_words=1)
-  kept, _ = built(records, tmp_path, **settings)
-  words = [one["caption"][0].split()[0] for one in kept]
-  assert set(words[::4]) == {"alt"} and not {"alt", "synthetic"} & set(kept[0])
-  share = np.mean([word == "synthetic" for i, word in enumerate(words) if i % 4])
+def write_alt(root, form, count=400):
+  """Captions `alt` and, of three in four records, `synthetic`; a source's file."""
+  rows = [{"alt": f"alt {i}", **({"synthetic": [f"synthetic {i}"]} if i % 4 else {})} for i in range(count)]
+  root.mkdir(exist_ok=True)
+  if form == "jsonl":
+    (root / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  else:
+    with tarfile.open(root / "a.tar", "w") as archive:
+      for i, row in enumerate(rows):
+        formats.add(archive, f"{i:04}.txt", b"text")
+        formats.add(archive, f"{i:04}.json", json.dumps(row).encode())
+  return spec.open_source(str(root / f"a.{form}"))
+
+
+@pytest.mark.parametrize("form", ("jsonl", "tar"))
+def test_captions_are_mixed_by_weight_from_those_that_a_record_has(form, tmp_path, monkeypatch):
+  monkeypatch.setenv("MMJAX_DATA_DIR", str(tmp_path / "cache"))
+  source = write_alt(tmp_path / "data", form)
+  assert source[1]["caption"] == ["text" if form == "tar" else "alt 1"]
+
+  def words(name, one=source, captions=("alt=1", "synthetic=3"), seed=0):
+    out = str(tmp_path / name)
+    command.build(one, out, Settings(captions=captions, min_words=1, seed=seed), processes=0)
+    kept = spec.open_source(out)
+    assert not {text.partition("=")[0] for text in captions} & set(kept[1])
+    return [kept[i]["caption"][0].split()[0] for i in range(len(kept))]
+  found = words("out")
+  assert len(found) == 400 and set(found[::4]) == {"alt"}
+  share = np.mean([word == "synthetic" for i, word in enumerate(found) if i % 4])
   assert abs(share - 0.75) < 0.08  # 3 standard deviations of 300 draws
-  again, _ = built(records, tmp_path / "again", **settings)
-  assert again == kept
-  other, _ = built(records, tmp_path / "other", **settings, seed=1)
-  assert other != kept
+  assert words("again") == found and words("other", seed=1) != found
+  assert set(words("part", part.cut(source, "[:50%]"))) == {"alt", "synthetic"}
+  if form == "tar":  # the caption that the source would take is one to draw, too
+    assert set(words("txt", captions=("txt=1", "alt=1"))) == {"text", "alt"}
+
+
+def test_column_of_captions_that_no_record_has_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setenv("MMJAX_DATA_DIR", str(tmp_path / "cache"))
+  with pytest.raises(ValueError, match="captions: no record has a column 'synthtic'; `mmjax data inspect`"):
+    command.build(write_alt(tmp_path, "jsonl", 20), str(tmp_path / "out"),
+                  Settings(captions=("alt=1", "synthtic=1")), processes=0)
+
+
+def test_values_that_cannot_be_stored_are_broken_records_and_others_have_a_plain_form(tmp_path):
+  day = datetime.datetime(2024, 2, 29, 12, 30)
+  plain = {"caption": ["a", None, b"b", 5], "day": day, "price": decimal.Decimal("1.50"), "tags": ["x", None],
+           "days": [day.date()], "good": np.bool_(True), "image": np.arange(60, dtype=np.uint8).reshape(4, 5, 3)}
+  kept, manifest = built([plain, {"caption": ["\ud800"]}, {"number": 2**63}, {"depth": np.zeros((2, 3))},
+                          {"more": {"x": "\udfff"}}], tmp_path)
+  image = kept[0].pop("image")
+  assert np.array_equal(form._decode({"image": image}, None)["image"], plain["image"])
+  assert kept == [{"caption": ["a", "b", "5"], "day": b"2024-02-29T12:30:00", "price": b"1.50", "tags": b"x",
+                   "days": b'["2024-02-29"]', "good": 1}]
+  assert manifest["counts"]["broken"] == 4
+  broken = [json.loads(line)["error"] for line in (tmp_path / "out" / "broken.jsonl").read_text().splitlines()]
+  for error, why in zip(broken, ("'caption' cannot be stored: .*surrogates", "'number' cannot be stored",
+                                 r"'depth' cannot be stored: an array float64 \[2, 3\]; only pictures",
+                                 "'more' cannot be stored: .*surrogates")):
+    assert re.search(why, error)
+  with pytest.raises(ValueError, match=r"none of the 1 records .* 1 broken; the first .* record 0, .*'depth' cannot"):
+    built([{"depth": np.zeros((2, 3))}], tmp_path / "none")
+
+
+def test_columns_of_a_parquet_file_are_stored_and_a_broken_record_is_told_with_its_file(tmp_path, monkeypatch):
+  monkeypatch.setenv("MMJAX_DATA_DIR", str(tmp_path / "cache"))
+  rows = [{"text": "a", "at": datetime.datetime(2024, 1, 1), "day": datetime.date(2024, 1, 2), "id": i,
+           "price": decimal.Decimal("1.50")} for i in (1, 2**63)]
+  types = [("text", pa.string()), ("at", pa.timestamp("us")), ("day", pa.date32()), ("id", pa.uint64()),
+           ("price", pa.decimal128(9, 2))]
+  parquet.write_table(pa.Table.from_pylist(rows, pa.schema(types)), tmp_path / "a.parquet")
+  command.build(spec.open_source(str(tmp_path / "a.parquet")), str(tmp_path / "out"), Settings(), processes=0)
+  assert spec.open_source(str(tmp_path / "out"))[0] == {
+      "caption": ["a"], "at": b"2024-01-01T00:00:00", "day": b"2024-01-02", "id": 1, "price": b"1.50"}
+  told = json.loads((tmp_path / "out" / "broken.jsonl").read_text())
+  assert told["record"] == 1 and told["error"].startswith("a.parquet, row 1: ValueError: 'id' cannot be stored")
+
+
+def test_picture_too_long_for_a_jpeg_is_a_broken_record(tmp_path):
+  records = [{"image": encoded(Image.new("L", (70_000, 50)), "PNG")}, {"image": encoded(smooth(0))}]
+  kept, manifest = built(records, tmp_path, resize=49)
+  assert len(kept) == 1 and manifest["counts"]["broken"] == 1
 
 
 def test_large_pictures_are_made_smaller_and_others_left(tmp_path):
   records = [{"image": encoded(smooth(0, 100, 150))}, {"image": encoded(smooth(1, 40, 40), "PNG")}]
   kept, _ = built(records, tmp_path, resize=50)
-  assert shards._decode(dict(kept[0]), None)["image"].shape == (50, 75, 3)
+  assert form._decode(dict(kept[0]), None)["image"].shape == (50, 75, 3)
   assert kept[1]["image"] == records[1]["image"]
 
 
@@ -133,6 +217,19 @@ def test_an_interrupted_build_goes_on_where_it_was_to_the_same_digest(where, tmp
   assert len(calls) == 6  # five blocks or shards, of which one was begun twice
 
 
+def test_a_build_that_was_killed_as_it_began_goes_on(tmp_path, monkeypatch):
+  records, real = formats.Records([{"image": formats.picture(0)}]), os.replace
+
+  def killed(*names):
+    monkeypatch.setattr(os, "replace", real)
+    raise Interrupted
+  monkeypatch.setattr(os, "replace", killed)
+  with pytest.raises(Interrupted):
+    command.build(records, str(tmp_path / "out"), Settings(), processes=0)
+  assert [name.rpartition(".")[0] for name in os.listdir(tmp_path / "out")] == [".build.json"]
+  assert command.build(records, str(tmp_path / "out"), Settings(), processes=0)["counts"]["kept"] == 1
+
+
 def test_another_job_in_the_same_folder_is_refused(tmp_path):
   records = formats.Records([{"image": formats.picture(0)}])
   command.build(records, str(tmp_path / "out"), Settings(), processes=0)
@@ -152,6 +249,7 @@ def test_another_job_in_the_same_folder_is_refused(tmp_path):
     (dict(dedup="fuzzy"), "dedup = 'fuzzy': expected one of none, exact, perceptual"),
     (dict(exclude=("(",)), r"exclude: '\(' is no regular expression"),
     (dict(captions=("alt=x",)), "captions: the weight of 'alt' is no number: 'x'"),
+    (dict(captions=tuple(map(str, range(17)))), "captions = .*: expected 16 columns at most"),
     (dict(captions=("alt=0",)), "captions: expected COLUMN=WEIGHT"), (dict(quality=0), "quality = 0: expected 1 to 100")))
 def test_settings_that_make_no_sense_are_refused(settings, why):
   with pytest.raises(ValueError, match=why):
