@@ -103,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   if args.verb == "plan":
     os.environ["JAX_PLATFORMS"] = "cpu"  # accelerators that are here are not meant, nor taken
+  if hasattr(sys.stdout, "reconfigure"):  # a file's name or a caption may be no Unicode
+    sys.stdout.reconfigure(errors="backslashreplace")
   logging.basicConfig(format="%(levelname).1s %(message)s", level=logging.WARNING)
   logging.getLogger("mmjax").setLevel(logging.INFO)
   from mmjax.checkpoint.checkpointer import CheckpointError  # jax starts here, not for --help

@@ -43,6 +43,7 @@ def train(config: dict[str, Any], workdir: str) -> dict[str, float]:
     checkpointer = closing.enter_context(contextlib.closing(run.checkpoint.open(str(path / "checkpoints"))))
     state, start = restore_or_create(run, checkpointer, path)
     _announce(run, start)
+    recorded = outputs.recorded(path)
     writers = _writers(path, run, start)
     closing.callback(_report, path)  # runs when the writers below are closed, however the run ends
     for writer in writers:
@@ -55,6 +56,8 @@ def train(config: dict[str, Any], workdir: str) -> dict[str, float]:
     hooks = Hooks(run, checkpointer, writers, session, stop)
     step_fn = run.step_fn()
 
+    if start:
+      hooks.resume(start, state, recorded)
     if start >= run.settings.total_steps:
       log.info("the run is complete; its evaluators once more:")
       return evaluate(run, state, session)

@@ -33,8 +33,13 @@ def get_config(arg=None):
   c = common.on_images(c, arg, preset="imagenet")
   scene = dict(count=2_000 if smoke else 20_000, size=64 if smoke else 224, preset="imagenet")
   maps, crop = ("depth", "semantic"), (0.6, 1.0) if smoke else (0.2, 1.0)
-  c.data = common.maps("train", maps, crop=crop, **scene)
-  c.eval_data = common.maps("validation", maps, **scene)
+  c.data = records("train", maps, crop=crop, **scene)
+  c.eval_data = records("validation", maps, **scene)
   if smoke:
     c.optim.lr = 3e-3
   return c
+
+
+def records(split, maps, **scene):
+  stream = common.maps(split, maps, **scene)
+  return {**stream, "transforms": [*stream["transforms"], {"name": "Keep", "keys": ["image", *maps]}]}

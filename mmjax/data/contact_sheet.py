@@ -22,10 +22,20 @@ background:#eee}figcaption{font-size:.85em;overflow-wrap:anywhere}.bad{color:#a0
 
 
 def pictures(record: dict[str, Any]) -> list[np.ndarray]:
-  """The image [H, W, C] of a record, the frames of its video, or its large views."""
+  """The image [H, W, C] of a record, put together if it is in patches; the frames of its video, or its large
+  views."""
+  if "image_grid" in record:
+    return [_joined(record["image"], *map(int, record["image_grid"]))]
   if "image" in record:
     return [record["image"]]
   return next((list(record[key]) for key in ("video", "global_views") if key in record), [])
+
+
+def _joined(patches, rows, columns):
+  """[N, h, w, C], row by row, to [rows * h, columns * w, C]. Of a bad record, which has none, one is shown."""
+  rows, columns = max(1, rows), max(1, columns)
+  cut = patches[:rows * columns].reshape(rows, columns, *patches.shape[1:]).swapaxes(1, 2)
+  return cut.reshape(rows * patches.shape[1], columns * patches.shape[2], -1)
 
 
 def visible(image: np.ndarray) -> np.ndarray:
@@ -36,9 +46,10 @@ def visible(image: np.ndarray) -> np.ndarray:
 
 
 def grid(images: list[np.ndarray]) -> np.ndarray:
-  """Pictures of one size, side by side with a white line between: uint8 [H, W, 3]."""
-  margin = ((1, 1), (1, 1), (0, 0))
-  tiles = [np.pad(visible(image), margin, constant_values=255) for image in images]
+  """Pictures side by side with a white line between, smaller ones with more of it: uint8 [H, W, 3]."""
+  height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+  tiles = [np.pad(visible(image), ((1, 1 + height - image.shape[0]), (1, 1 + width - image.shape[1]), (0, 0)),
+                  constant_values=255) for image in images]
   tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % COLUMNS)
   rows = [np.concatenate(tiles[i:i + COLUMNS], axis=1) for i in range(0, len(tiles), COLUMNS)]
   return np.concatenate(rows)
@@ -77,7 +88,7 @@ def write_page(path: pathlib.Path, title: str, lines: list[tuple[str, str]], bro
       f"<h1>{escape(title)}</h1><table>{rows}</table>"
       + (f"<h2>Broken records</h2><table><tr><th>record</th><th>error</th></tr>{bad}</table>" if bad else "")
       + (f"<h2>What the model sees</h2><div class=sheet>{figures}</div>" if figures else "") + "</html>\n",
-      encoding="utf-8")
+      encoding="utf-8", errors="backslashreplace")  # captions and names of files may be no Unicode
 
 
 def _figure(heading, record, text):

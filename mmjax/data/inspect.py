@@ -9,7 +9,7 @@ import numpy as np
 from mmjax.data import columns, contact_sheet, survey
 from mmjax.data import transforms as T
 from mmjax.data.sources import scenes
-from mmjax.data.stream import Stream
+from mmjax.data.stream import DataError, Stream
 
 SIDE = 128  # pixels of a contact sheet's pictures where no config says
 PNG, PAGE = "contact_sheet.png", "inspect.html"
@@ -28,6 +28,9 @@ def inspect(source: Any, stream: Any, out: str, most: int | None, processes: int
   Args:
     stream: what a config makes of it; None shows the pictures as they are, made small.
     most: records to look at; None for all.
+
+  Raises:
+    DataError: the config can make nothing of the records; what the source holds is written all the same.
   """
   found = survey.survey(source, most, processes=processes)
   names = getattr(source, "class_names", lambda key: None)("label")
@@ -44,11 +47,14 @@ def inspect(source: Any, stream: Any, out: str, most: int | None, processes: int
   else:
     tokenizer = _tokenizer(stream)
     text = None
-  shown = []
-  for row in range(min(contact_sheet.MOST, found.total) if stream is not None else 0):
-    record = stream.record(row)
-    words = str(record["error"]) or (text(row) if text else contact_sheet.decoded(record, tokenizer))
-    shown.append((f"row {row}" if record["valid"] else f"row {row}, bad", record, words))
+  shown, wrong = [], None
+  try:
+    for row in range(min(contact_sheet.MOST, found.total) if stream is not None else 0):
+      record = stream.record(row)
+      words = str(record["error"]) or (text(row) if text else contact_sheet.decoded(record, tokenizer))
+      shown.append((f"row {row}" if record["valid"] else f"row {row}, bad", record, words))
+  except DataError as error:
+    wrong = error
   folder = pathlib.Path(out)
   folder.mkdir(parents=True, exist_ok=True)
   contact_sheet.write_page(folder / PAGE, getattr(source, "name", "data"), lines, found.broken[:1000], shown)
@@ -57,6 +63,8 @@ def inspect(source: Any, stream: Any, out: str, most: int | None, processes: int
   if images:
     contact_sheet.save_png(images, str(folder / PNG))
     print(f"{folder / PNG}")
+  if wrong:
+    raise wrong
 
 
 def _caption(source, row):

@@ -119,7 +119,7 @@ def _batches(stream, sizes, sharding, steps, end, workers, read_threads, prefetc
     if value < least:
       raise ValueError(f"{name} must be >= {least}, got {value}")
   stream.spec  # read here and now, so that a wrong stream fails at the start and in this thread
-  bad = _BadRecords(stream.max_bad_fraction, stream.max_bad)
+  bad = _BadRecords(stream.max_bad_fraction, stream.max_bad, stream.where)
   pieces = [(piece, local_rows(sharding, sizes.at(piece.start))) for piece in sizes.pieces(steps)]
 
   def on_device():
@@ -127,7 +127,7 @@ def _batches(stream, sizes, sharding, steps, end, workers, read_threads, prefetc
       memory = batch_memory.Segments() if workers and batch_memory.CAN_SHARE else batch_memory.Pool()
       source = _LocalBatches(stream, sizes, positions, piece, end, memory)
       with contextlib.closing(_read(source, workers, read_threads)) as batches:
-        for step, (handed, errors) in zip(piece, batches):
+        for step, (handed, errors) in zip(piece, batches):  # the piece ends it
           bad.count(errors)
           yield step, assemble(memory.open(handed), sharding, sizes.at(step), positions)
 
@@ -147,7 +147,8 @@ def _read(source, workers, read_threads):
 
 
 class _LocalBatches:
-  """Grain's random-access source: this process's rows of one step after the other.
+  """Grain's random-access source: this process's rows of one step after the other, and (None, []) beyond
+  the last: Grain passes over what is None itself.
 
   A record is written to its place in the batch as soon as it is made, while it is in the CPU's cache.
   """
@@ -157,10 +158,14 @@ class _LocalBatches:
     self._steps, self._end, self._memory = steps, end, memory
 
   def __len__(self):
-    return len(self._steps)
+    # Grain ends a worker when it has read the worker's last batch, which may still have to be opened, and
+    # that needs the worker. So who reads ends it.
+    return _MAX_STEPS
 
   def __getitem__(self, i):
     """(the batch as `memory` hands it on, the errors of its rows: a list of str)."""
+    if i >= len(self._steps):
+      return None, []
     first = self._sizes.first_row(self._steps[int(i)])
     rows = [first + int(position) for position in self._positions]
     batch, handed = self._memory.take(self._layout)
@@ -186,8 +191,8 @@ class _LocalBatches:
 class _BadRecords:
   """Counts and logs this process's bad records, and raises DataError beyond the stream's limit."""
 
-  def __init__(self, max_fraction, max_bad):
-    self._max_fraction, self._max_bad = max_fraction, max_bad
+  def __init__(self, max_fraction, max_bad, where):
+    self._max_fraction, self._max_bad, self._where = max_fraction, max_bad, where
     self._rows = self._bad = 0
 
   def count(self, errors):
@@ -201,10 +206,14 @@ class _BadRecords:
             f"the first: {messages[0]}")
     _log.warning(told)
     if self._max_bad is not None and self._bad > self._max_bad:
-      raise stream_lib.DataError(f"more than max_bad = {self._max_bad} bad records: {told}")
+      raise stream_lib.DataError(f"more than max_bad = {self._max_bad} bad records: {told}{self._more('max_bad')}")
     if self._rows >= _FRACTION_FROM_ROWS and self._bad > self._max_fraction * self._rows:
       raise stream_lib.DataError(
-          f"more than max_bad_fraction = {self._max_fraction} of the records are bad: {told}")
+          f"more than max_bad_fraction = {self._max_fraction} of the records are bad: {told}"
+          + self._more("max_bad_fraction"))
+
+  def _more(self, limit):
+    return f"; --config.{self._where}.{limit} sets the limit" if self._where else ""
 
 
 class Batches:

@@ -149,6 +149,7 @@ class Mixture:
     epochs: how often each is read at most, None for no limit; () for no limits. When a stream has been
       read so often, the others share its rows in proportion to their weights.
     max_bad_fraction, max_bad: the limit on bad records, as in Stream.
+    where: the mixture's place in the config, as in Stream.
   """
 
   streams: tuple
@@ -156,6 +157,7 @@ class Mixture:
   epochs: tuple = ()
   max_bad_fraction: float = 0.01
   max_bad: int | None = None
+  where: str = ""
 
   def __post_init__(self):
     if len(self.streams) != len(self.weights):

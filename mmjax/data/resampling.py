@@ -76,6 +76,7 @@ _SIMD = {name: functools.partial(
                             "lanczos": simd.FilterType.lanczos3}.items()}
 
 PILLOW = "pillow_"
+MOST_ENLARGED = 89_478_485  # pixels, as many as Decode lets in by default
 FILTERS = {**_PILLOW, **_SIMD, "linear": _by_opencv,
            **{f"{PILLOW}{name}": filter_ for name, filter_ in _PILLOW.items()}}
 
@@ -85,7 +86,15 @@ def resize(image, size, filter_name):
 
   The fast filters are for uint8 of one or three channels; other arrays are resized by Pillow, channel by
   channel in float32.
+
+  Raises:
+    ValueError: the result is larger than the image and than `MOST_ENLARGED` pixels. A picture of a single row
+      whose short side is to be 224 would take gigabytes.
   """
   if image.shape[:2] == tuple(size):
     return image
+  (old_height, old_width), (height, width) = image.shape[:2], size
+  if height * width > max(MOST_ENLARGED, old_height * old_width):
+    raise ValueError(f"the picture of {old_height} x {old_width} is too thin: resized to {height} x {width} it has "
+                     f"{height * width / 1e6:,.0f} million pixels, more than {MOST_ENLARGED:,}")
   return FILTERS[filter_name](image, size)

@@ -14,7 +14,7 @@ from numpy.random import bit_generator
 from mmjax.data import order
 from mmjax.data import records
 
-_SPEC_TRIES = 16       # records tried for a readable one before the stream itself is called wrong
+_FIRST, _SPREAD = 16, 64  # rows tried for a readable one before the stream itself is called wrong
 _ERROR_LENGTH = 300    # characters of an error that travel with a bad record
 RESERVED = ("row", "valid", "error")  # keys that the stream and the loader add
 
@@ -70,17 +70,21 @@ class Stream:
     """{key: RecordSpec} of the first readable record.
 
     Raises:
-      DataError: none of the first 16 rows can be read; then it is not the records that are wrong.
+      DataError: none of the first 16 rows can be read, nor of 64 spread over the others; then it is not the
+        records that are wrong.
     """
-    errors = []
-    for row in range(min(_SPEC_TRIES, len(self))):
+    errors, count = [], len(self)
+    first = range(min(_FIRST, count))
+    spread = sorted({i * count // _SPREAD for i in range(_SPREAD)} - set(first))
+    for row in (*first, *spread):
       try:
         record = self._read(row)
       except DataError as error:
         errors.append(str(error))
         continue
       return {key: RecordSpec(value.shape, value.dtype) for key, value in sorted(record.items())}
-    raise DataError(f"none of the first {len(errors)} rows can be read; {errors[0]}")
+    others = f", nor of {len(spread)} spread over the others," if spread else ""
+    raise DataError(f"none of the first {len(first)} rows{others} can be read; {errors[0]}")
 
   def record(self, row):
     """The record at a global row.

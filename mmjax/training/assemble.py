@@ -248,12 +248,13 @@ def assemble(config: Node, devices: list | None = None, example_data: bool = Fal
 
   eval_stream = None
   if settings.eval_data:
-    eval_stream, _ = streams.make_stream(settings.eval_data, "eval_data", example_data)
+    limited = streams.with_limits(settings.eval_data, settings.data, "eval_data")
+    eval_stream, _ = streams.make_stream(limited, "eval_data", example_data)
   node, sources = frozen_lib.split(settings.objective)
   objective = config_lib.build("mmjax.objectives", node, "objective")
   streams.check_vocabulary(objective, stream)
   labels.check(objective, stream, eval_stream)
-  evaluations = _evaluations(settings.evals, eval_stream, example_data)
+  evaluations = _evaluations(settings, eval_stream, example_data)
   checkpoint = config_lib.fields(CheckpointSettings, settings.checkpoint, "checkpoint")
   _check_best(checkpoint, evaluations)
   batch = streams.abstract_batch(stream, settings.batch_size)
@@ -275,10 +276,10 @@ def assemble(config: Node, devices: list | None = None, example_data: bool = Fal
       abstract=abstract, shardings=shardings, findings=findings)
 
 
-def _evaluations(nodes: Node, eval_stream: Stream | Mixture | None, example_data: bool
+def _evaluations(settings: Settings, eval_stream: Stream | Mixture | None, example_data: bool
                  ) -> tuple[Evaluation, ...]:
   result = []
-  for name, node in nodes.items():
+  for name, node in settings.evals.items():
     path = f"evals.{name}"
     node = dict(config_lib.check(node, dict, path))
     every = config_lib.check(node.pop("every_steps", None), int | None, f"{path}.every_steps")
@@ -287,7 +288,8 @@ def _evaluations(nodes: Node, eval_stream: Stream | Mixture | None, example_data
     for key in ("data", "train", "reference"):
       stream = node.pop(key, None)
       if stream is not None:
-        node[key] = streams.finite_stream(stream, f"{path}.{key}", example_data)
+        limited = streams.with_limits(stream, settings.data, f"{path}.{key}")
+        node[key] = streams.finite_stream(limited, f"{path}.{key}", example_data)
     evaluator = config_lib.build("mmjax.evals", {"name": name, **node}, path, ("every_steps",))
     if getattr(evaluator, "data", eval_stream) is None and eval_stream is None:
       raise ConfigError(f"{path}.data: is missing, and there is no eval_data to take instead")

@@ -10,6 +10,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+
 from mmjax.checkpoint.checkpointer import Checkpointer
 from mmjax.objectives.contract import Term
 from mmjax.parallel import processes
@@ -59,14 +61,21 @@ class Hooks:
     stop = self._stop.after(step)
     for window in windows + (self._metrics.drain() if last or stop else []):
       self._write_window(window, state)
-    self._evaluate(step, state, due(self._run, step))
     if step % self._run.checkpoint.every_steps == 0 or last or stop:
-      self._save(step, state)
+      self._save(step, state)  # before the evaluators, whose errors are not to cost the steps
+    self._evaluate(step, state, due(self._run, step))
     if stop and not last:
       log.warning("asked to stop: saved step %d of %d; the same command goes on from here", step,
                   settings.total_steps)
     self.done = last or stop
     self._launched = time.monotonic()
+
+  def resume(self, step: int, state: TrainState, lines: Sequence[Mapping[str, float]]) -> None:
+    """Evaluates what was due after `step`, at which the run goes on, and is not in the `lines` of its metrics:
+    it ended between the two."""
+    told = [name for line in lines if line["step"] == step for name in line]
+    self._evaluate(step, state, [e for e in due(self._run, step)
+                                 if not any(name.startswith(f"{e.name}/") for name in told)])
 
   @property
   def results(self) -> dict[str, float]:
@@ -88,7 +97,12 @@ class Hooks:
     best = self._run.checkpoint.keep_best
     if best:
       judge = [e for e in self._run.evaluations if best[0].startswith(f"{e.name}/")]
-      self._evaluate(step, state, judge)
+      try:
+        self._evaluate(step, state, judge)
+      except Exception:
+        if jax.process_count() == 1:  # others may evaluate still, and could not save with this one
+          self._checkpointer.save(step, state)
+        raise
     self._checkpointer.save(step, state, metrics=self._results if best else None)
 
   def _write_window(self, window: Window, state: TrainState) -> None:

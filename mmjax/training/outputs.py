@@ -3,8 +3,11 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from etils import epath
+
 from mmjax import config as config_lib
 from mmjax.config import ConfigError
+from mmjax.report.writers import read
 
 PLACE = "mmjax.report.writers"
 GIVEN = ("workdir", "step")  # what a writer is told beside the config's keys
@@ -44,6 +47,12 @@ def open_writers(writers: Sequence[Any], workdir: str, step: int) -> list:
   """
   return [config_lib.build(PLACE, node, path, workdir=workdir, step=step)
           for path, node in _nodes(writers)]
+
+
+def recorded(workdir: epath.Path) -> list[dict[str, float]]:
+  """What the run in `workdir` has measured so far: the records of its metrics.jsonl, if it has one."""
+  path = workdir / "metrics.jsonl"
+  return read(str(path)) if path.exists() else []
 
 
 def _nodes(writers: Sequence[Any]) -> Iterator[tuple[str, config_lib.Node]]:

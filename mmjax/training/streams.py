@@ -69,7 +69,7 @@ def make_stream(node: Node, path: str, example_data: bool = False
     streams.append(_single(part, where, {"weight", "cap", "epochs"}, example_data))
   mixture = config_lib.call(Mixture, rest, path, streams=tuple(streams),
                             weights=_weights(streams, settings, temperature, path),
-                            epochs=tuple(part.epochs for part in settings))
+                            epochs=tuple(part.epochs for part in settings), where=path)
   return mixture, loading
 
 
@@ -108,6 +108,12 @@ def finite_stream(node: Node, path: str, example_data: bool = False) -> Stream:
   if isinstance(stream, Mixture):
     raise ConfigError(f"{path}.mixture: has no end; evaluate its streams one by one")
   return stream
+
+
+def with_limits(node: Node, data: Node, path: str) -> Node:
+  """An evaluator's `node` with the limits on bad records of the training `data`, where it has none of its own."""
+  limits = {key: data[key] for key in ("max_bad_fraction", "max_bad") if key in data}
+  return {**limits, **config_lib.check(node, dict, path)}
 
 
 def _single(node: Node, path: str, around: set[str], example_data: bool) -> Stream:

@@ -6,7 +6,8 @@
   --config.data.tokenizer=PATH  of the captions, in training and evaluation
 
 `resolve` writes into the config what these stand for: the recipe's transforms stay, its sources are
-replaced. The records need what the recipe reads: `image`, and `caption` or `label`.
+replaced. The records need what the recipe reads: `image`, and `caption` or `label`; some read `depth` and
+`semantic`, or `video`.
 """
 
 import copy
@@ -20,7 +21,7 @@ from mmjax.training import labels
 
 Node = dict[str, Any]
 KEYS = ("train", "eval", "tokenizer")
-BUILT_IN = ("colour", "shape", "colour_shape")  # labels of the built-in data that nobody else's have
+BUILT_IN = ("colour", "shape", "colour_shape", "moves")  # labels of the built-in data that nobody else's have
 _log = logging.getLogger("mmjax")
 
 
@@ -41,13 +42,14 @@ def resolve(config: Node) -> Node:
     sources["eval"] = {**sources["train"], "part": "[held_out]"}
     sources["train"]["part"] = "[train]"
     _log.info("data.eval: is not given; 5% of the records, at most 5,000, are left out of training for it")
+  objective, evals = config.get("objective") or {}, config.get("evals") or {}
+  labelled = objective.get("label") in BUILT_IN or any(_reads_built_in(node or {}) for node in evals.values())
   if train is not None:
-    config["data"] = _with_source(config["data"], sources["train"], "data")
+    config["data"] = _with_source(config["data"], sources["train"], "data", labelled)
   if "eval" in sources:
     if config.get("eval_data"):
-      config["eval_data"] = _with_source(config["eval_data"], sources["eval"], "eval_data")
-    config["evals"] = _evaluators(config.get("evals") or {}, sources["eval"])
-  objective = config.get("objective") or {}
+      config["eval_data"] = _with_source(config["eval_data"], sources["eval"], "eval_data", labelled)
+    config["evals"] = _evaluators(evals, sources["eval"], labelled)
   if train is not None and objective.get("label") in BUILT_IN:
     objective["label"] = "label"
     if isinstance(objective.get("model"), dict) and "classes" in objective["model"]:
@@ -67,7 +69,12 @@ def _parse(text, path):
     raise ConfigError(f"{path}: {error}") from error
 
 
-def _with_source(node, source, path):
+def _reads_built_in(evaluator):
+  """Whether it reads labels of the built-in data from the run's evaluation data, where `label` takes their place."""
+  return evaluator.get("label") in BUILT_IN and not {"train", "data"} & set(evaluator)
+
+
+def _with_source(node, source, path, labelled):
   """A stream's node with another source; of a mixture the first part says how records are read."""
   parts = node.pop("mixture", None)
   node.pop("temperature", None)
@@ -76,20 +83,20 @@ def _with_source(node, source, path):
       _log.warning("%s.mixture: is replaced by one stream, read as %r is", path, next(iter(parts)))
     first = {key: value for key, value in next(iter(parts.values())).items() if key != "weight"}
     node = {**first, **node}
-  transforms = [_without_built_in(step) for step in node.get("transforms", ())]
+  transforms = [_without_built_in(step, labelled) for step in node.get("transforms", ())]
   return {**node, "source": source, "transforms": transforms}
 
 
-def _without_built_in(step):
-  """What is kept of a record, without labels that only the built-in data have."""
+def _without_built_in(step, labelled):
+  """What is kept of a record, without labels that only the built-in data have; with `label` if one is read."""
   keys = step.get("keys")
   if step.get("name") != "Keep" or not set(BUILT_IN) & set(keys):
     return step
   kept = [key for key in keys if key not in BUILT_IN]
-  return {**step, "keys": kept if "text" in kept else [*kept, "label"]}
+  return {**step, "keys": [*kept, "label"] if labelled else kept}
 
 
-def _evaluators(nodes, source):
+def _evaluators(nodes, source, labelled):
   """Those that can read the user's records; the others are left out, and it is told."""
   kept, left_out = {}, []
   for name, node in nodes.items():
@@ -99,7 +106,7 @@ def _evaluators(nodes, source):
       continue
     kept[name] = {**node, "label": "label"} if node.get("label") in BUILT_IN else node
     if isinstance(node.get("data"), dict):
-      kept[name]["data"] = _with_source(node["data"], source, f"evals.{name}.data")
+      kept[name]["data"] = _with_source(node["data"], source, f"evals.{name}.data", labelled)
   if left_out:
     _log.info("evals: left out, for they read labels of the built-in data: %s", ", ".join(left_out))
   return kept

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageOps
 import pytest
 
-from mmjax.data import stream, tokenizers
+from mmjax.data import resampling, stream, tokenizers
 from mmjax.data import transforms as T
 from tests.data import damage
 
@@ -83,6 +83,37 @@ def test_limit_on_pixels_holds_for_jpegs_too_and_can_be_set():
     T.Decode(max_pixels=59_999)({"image": file.getvalue()}, None)
   with pytest.raises(ValueError, match="Decode.max_pixels = 0: expected a count"):
     T.Decode(max_pixels=0)
+
+
+THIN = {"ResizeShort": (T.ResizeShort(224), T.CentreCrop(224)), "AspectBucket": (T.AspectBucket(),),
+        "Resize": (T.Resize(224),), "Letterbox": (T.Letterbox(224),), "Patchify": (T.Patchify(),),
+        "RandomResizedCrop": (T.RandomResizedCrop(224),)}
+
+
+@pytest.mark.parametrize("size", ((60_000, 1), (1, 60_000)))
+@pytest.mark.parametrize("name", THIN)
+def test_thin_picture_takes_no_memory_of_many_such(name, size, monkeypatch):
+  made = []
+  monkeypatch.setattr(resampling, "FILTERS", {"bilinear": lambda image, new: (
+      made.append(new[0] * new[1]), np.zeros((*new, image.shape[2]), np.uint8))[1]})
+  data = damage.png_of(*size, rows=size[1])
+  records = stream.Stream(Files([data]), (T.Decode(), *THIN[name]), shuffle=False)
+  refused = name in ("ResizeShort", "AspectBucket")  # the others ask for a fixed size
+  if refused:
+    with pytest.raises(stream.DataError, match=rf"\({name}\): .* is too thin: resized to .* million pixels, more than"):
+      records.spec
+  else:
+    assert records.record(0)["valid"]
+  assert max(made, default=0) <= 100_000
+
+
+def test_large_picture_may_be_made_a_little_smaller_and_a_small_one_larger_up_to_the_limit(monkeypatch):
+  monkeypatch.setattr(resampling, "MOST_ENLARGED", 60 * 60)
+  large, small = np.zeros((80, 80, 3), np.uint8), np.zeros((10, 10, 3), np.uint8)
+  assert resampling.resize(large, (79, 79), "bilinear").shape == (79, 79, 3)
+  assert resampling.resize(small, (60, 60), "bilinear").shape == (60, 60, 3)
+  with pytest.raises(ValueError, match="the picture of 10 x 10 is too thin: resized to 60 x 61"):
+    resampling.resize(small, (60, 61), "bilinear")
 
 
 @pytest.mark.parametrize("tokenizer", ("bytes", "scenes"))

@@ -7,8 +7,10 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from mmjax import cli
-from mmjax.data import survey
+from mmjax import cli, config
+from mmjax.data import contact_sheet, survey
+from mmjax.training import user_data
+from mmjax.training.streams import make_stream
 from tests.data import damage, formats
 
 
@@ -73,6 +75,60 @@ def test_without_a_config_pictures_are_shown_as_they_are(tmp_path, capsys):
   assert cli.main(["data", "inspect", formats.write_classes(tmp_path / "data"), "--out=here", "--processes=0"]) == 0
   assert "3 values; ant: 3, bee: 3, cat: 3" in capsys.readouterr().out
   assert np.asarray(Image.open("here/contact_sheet.png")).shape == (2 * 130, 8 * 130, 3)
+
+
+def test_patches_are_put_together_to_pictures_of_their_own_shapes(tmp_path, capsys):
+  for i, (width, height) in enumerate(((40, 20), (20, 40))):
+    (tmp_path / "data").mkdir(exist_ok=True)
+    image = Image.new("RGB", (width, height))
+    image.paste((255, 0, 0), (0, 0, width // 2, height // 2))
+    image.save(tmp_path / "data" / f"{i}.png")
+    (tmp_path / "data" / f"{i}.txt").write_text("red on black")
+  (tmp_path / "data" / "2.png").write_bytes(b"")
+  (tmp_path / "data" / "2.txt").write_text("nothing")
+  given = ["--config=contrastive/siglip_naflex:smoke"]
+  assert cli.main(["data", "inspect", "data", *given, "--processes=0"]) == 0
+  page = (tmp_path / "data_inspect" / "inspect.html").read_text(encoding="utf-8")
+  assert page.count("<img") == 3
+  stream = make_stream(user_data.resolve(config.load(given[0][9:], dict.fromkeys(("data.train", "data.eval"), "data")))["data"],
+                       "data")[0]
+  good = [record for record in map(stream.record, range(3)) if record["valid"]]
+  shown = [contact_sheet.pictures(record)[0] for record in good]
+  assert {image.shape[0] > image.shape[1] for image in shown} == {True, False}
+  for image, record in zip(shown, good):
+    height, width = image.shape[0] // 4, image.shape[1] // 4
+    red = contact_sheet.visible(image)[[height, height, -height, -height], [width, -width, width, -width], 0] > 128
+    assert record["image_grid"].prod() > 1 and red.sum() == 1  # one quarter is red, flipped or not
+  assert cli.main(["data", *given, "--config.data.train=data", "--config.data.eval=data", "--rows=3", "--save=few.png"]) == 0
+  assert "the first 2 pictures" in capsys.readouterr().out
+
+
+def test_texts_and_names_that_are_no_unicode_are_shown_escaped(tmp_path, capsys):
+  for folder in ("plain", "table"):
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "good.jpg").write_bytes(formats.picture(0))
+  (tmp_path / "plain" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"no picture")
+  (tmp_path / "table" / "metadata.jsonl").write_text(json.dumps({"file_name": "good.jpg", "caption": "half a \ud800 pair"}))
+  for folder, told in (("plain", r"caf\udce9.jpg"), ("table", r"half a \ud800 pair")):
+    assert cli.main(["data", "inspect", folder, f"--out={folder}_page", "--processes=0"]) == 0
+    assert told in capsys.readouterr().out
+    assert told in (tmp_path / f"{folder}_page" / "inspect.html").read_text(encoding="utf-8")
+
+
+def test_a_set_that_begins_with_broken_records_is_shown(tmp_path, capsys):
+  path = formats.write_pictures(tmp_path / "data", count=40)
+  for i in range(0, 40, 2):  # those of the inner folder come after them
+    (tmp_path / "data" / f"{i:03}.jpg").write_bytes(b"")
+  assert cli.main(["data", "inspect", path, "--processes=0"]) == 0
+  page = (tmp_path / "data_inspect" / "inspect.html").read_text(encoding="utf-8")
+  assert page.count("<img") == 40 and page.count(", bad</b>") == 20
+
+
+def test_what_a_source_holds_is_written_even_if_the_config_can_make_nothing_of_it(tmp_path, capsys):
+  path = formats.write_classes(tmp_path / "data")
+  assert cli.main(["data", "inspect", path, "--config=contrastive/siglip:smoke", "--processes=0"]) == 1
+  assert "has no 'caption'" in capsys.readouterr().err.splitlines()[-1]
+  assert "ant: 3" in (tmp_path / "data_inspect" / "inspect.html").read_text(encoding="utf-8")
 
 
 def test_build_by_the_command_line_is_read_back(tmp_path, capsys):

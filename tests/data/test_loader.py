@@ -1,7 +1,9 @@
 """Batches follow from the step alone: not from devices, processes, workers, threads or restarts."""
 
+import dataclasses
 import itertools
 import logging
+import time
 import types
 
 import jax
@@ -17,6 +19,7 @@ from mmjax.data.batch_sizes import BatchSizes
 from tests.data import toys
 
 B = 16
+PAUSE = 2.0  # seconds in which workers read what they are to read, and end
 
 
 def sharding(devices=8):
@@ -147,6 +150,20 @@ def test_worker_processes_change_nothing_under_a_ramp():
   assert_equal(workers, here)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("finite", ("stage", "evaluation"))
+def test_worker_is_there_until_a_slow_consumer_has_its_last_batch(finite):
+  """The last batches of a worker lie ready long before they are asked for."""
+  if finite == "stage":
+    batches = loader.train_batches(toys.pictures(), BatchSizes(B, ((4, 8),)), sharding(), workers=2, prefetch=1)
+  else:
+    batches = loader.eval_batches(toys.pictures(length=4 * 8), 8, sharding(), workers=2, prefetch=1)
+  with batches:
+    for step in range(4):
+      assert next(batches)[0] == step
+      time.sleep(PAUSE)
+
+
 def test_the_rows_of_a_mixture_do_not_depend_on_the_ramp():
   mixed = mixture.Mixture((toys.pictures(seed=1), toys.pictures(seed=2)), (3, 1))
   ids = [np.concatenate([batch["id"] for _, batch in take(
@@ -170,7 +187,7 @@ def test_processes_read_their_own_part_of_every_size():
       half = slice(part * size // 2, (part + 1) * size // 2)
       positions = loader.local_rows(fake_process(half), size)
       batches = loader._LocalBatches(toys.pictures(), RAMP, positions, piece, None, batch_memory.Pool())
-      for batch, _ in map(batches.__getitem__, range(len(batches))):
+      for batch, _ in map(batches.__getitem__, range(len(piece))):
         rows = batch["row"][:, 1].tolist()
         assert not seen.keys() & set(rows)
         seen |= zip(rows, batch["id"].tolist())
@@ -239,6 +256,13 @@ def test_too_many_bad_records_end_the_run_naming_one(limit, told):
     take(batches, 100)
   with pytest.raises(stream.DataError):  # and it stays ended
     next(batches)
+
+
+def test_error_of_too_many_bad_records_names_the_limit_in_the_config():
+  toy = dataclasses.replace(toys.pictures(damaged=range(50), max_bad=3), where="evals.retrieval.data")
+  toy.__dict__["spec"] = toys.pictures().spec  # which cannot be had of a source without a good record
+  with pytest.raises(stream.DataError, match=r"; --config.evals.retrieval.data.max_bad sets the limit$"):
+    take(loader.train_batches(toy, B, sharding()), 5)
 
 
 def test_few_bad_records_are_within_the_limit():

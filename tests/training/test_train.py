@@ -11,6 +11,7 @@ import pytest
 import mmjax
 from mmjax import train
 from mmjax.config import ConfigError
+from mmjax.data.stream import DataError
 from mmjax.report import writers
 from mmjax.training.assemble import assemble
 from mmjax.training.hooks import Halted
@@ -176,6 +177,35 @@ def test_keep_best_keeps_the_checkpoint_of_the_best_evaluation(pairs, tmp_path):
   assert kept == {12, max(step for step, rank in ranks.items() if rank == best)}
   with pytest.raises(ConfigError, match="keep_best: 'retrival/x' is no evaluator's metric.*'retrieval'"):
     assemble({**config, "checkpoint": {"keep_best": ["retrival/x", "min", 1]}})
+
+
+@pytest.mark.parametrize("best", (None, ["loss/sigmoid", "min", 1]))
+def test_steps_are_saved_when_an_evaluator_fails_and_the_next_start_makes_up_for_it(best, pairs, tmp_path, monkeypatch):
+  config = tiny.config(pairs, evals={"loss": {}}, total_steps=4, checkpoint={"every_steps": 2, "keep_best": best})
+
+  def fail(session, name, evaluator):
+    raise DataError("evaluation data are broken")
+  with monkeypatch.context() as patched:
+    patched.setattr(train.Session, "evaluate", fail)
+    with pytest.raises(DataError, match="are broken"):
+      train.train(config, str(tmp_path))
+  before = mmjax.digest(str(tmp_path))
+  assert before["step"] == (2 if best else 4)  # judged after every save, or at the end
+  for _ in range(2):
+    results = train.train(config, str(tmp_path))
+    assert [line["step"] for line in metrics(tmp_path) if "loss/sigmoid" in line] == [4]
+  assert np.isfinite(results["loss/sigmoid"])
+
+
+def test_limits_on_bad_training_records_hold_in_evaluation_unless_it_has_its_own(pairs):
+  source = {"source": {"name": "arrays", "path": pairs}, "shuffle": False}
+  config = tiny.config(pairs, evals={"loss": {"data": {**source, "max_bad_fraction": 0.5}}, "retrieval": {"data": source}})
+  config["data"] |= {"max_bad_fraction": 0.25, "max_bad": 9}
+  run = assemble(config)
+  limits = lambda stream: (stream.max_bad_fraction, stream.max_bad)
+  assert limits(run.stream) == limits(run.eval_stream) == (0.25, 9)
+  assert {e.name: limits(e.evaluator.data) for e in run.evaluations} == {"loss": (0.5, 9), "retrieval": (0.25, 9)}
+  assert "max_bad" not in run.config["eval_data"]
 
 
 def test_another_order_of_samples_is_refused(pairs, tmp_path):

@@ -3,16 +3,24 @@
 import json
 import logging
 
+import numpy as np
 import pytest
 
+from mmjax import cli
 from mmjax import config as config_lib
 from mmjax import train as train_lib
+from mmjax.data.stream import DataError
 from mmjax.training import user_data
+from mmjax.training.assemble import assemble
 from mmjax.training.streams import make_stream
 from tests.data import formats
 
-RECIPES = [name for name in config_lib.shipped() if not name.startswith(("finetune/", "masked/multimae",
-                                                                         "masked/fourm", "masked/mae_st"))]
+OTHERS = {  # what they read that the shards below do not have
+    "finetune/classify": "the data do not say how many classes 'label' has",
+    "masked/multimae": "DecodeDepth.*the record has no 'depth'; it has caption, id, image, label",
+    "masked/fourm": "DecodeDepth.*the record has no 'depth'; it has caption, id, image, label",
+    "masked/mae_st": "Decode.*the record has no 'video'; it has caption, id, image, label"}
+RECIPES = [name for name in config_lib.shipped() if name not in OTHERS]
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +50,46 @@ def test_every_recipe_reads_them_and_nothing_of_the_built_in_data_is_left(recipe
     held_out, _ = make_stream(config["eval_data"], "eval_data")
     assert len(held_out) == 4 and held_out.record(0)["valid"]
   assert "5% of the records, at most 5,000, are left out of training" in caplog.text
+
+
+@pytest.mark.parametrize("recipe", OTHERS)
+def test_records_that_lack_what_a_recipe_reads_are_refused_in_one_line(recipe, shards):
+  with pytest.raises((config_lib.ConfigError, DataError), match=OTHERS[recipe]) as error:
+    assemble(config_lib.load(f"{recipe}:smoke", {"data.train": shards}))
+  assert "\n" not in str(error.value)
+
+
+@pytest.fixture(name="fitting", scope="module")
+def _fitting(tmp_path_factory):
+  """{recipe: data that it can read, with more in them than it reads}."""
+  root, draw = tmp_path_factory.mktemp("fitting"), np.random.default_rng(0)
+  numbers = lambda dtype, most, *shape: draw.integers(0, most, (40, *shape)).astype(dtype)
+  captions = np.array([formats.caption(i) for i in range(40)])
+  np.savez(root / "maps.npz", image=numbers(np.uint8, 256, 24, 20, 3), depth=numbers(np.uint16, 5000, 24, 20),
+           semantic=numbers(np.uint8, 5, 24, 20), caption=captions)
+  np.savez(root / "clips.npz", video=numbers(np.uint8, 256, 8, 24, 20, 3), caption=captions)
+  maps, classes = str(root / "maps.npz"), formats.write_classes(root / "classes", count=60)
+  return {"finetune/classify": classes, "masked/multimae": maps, "masked/fourm": maps,
+          "masked/mae_st": str(root / "clips.npz")}
+
+
+@pytest.mark.parametrize("recipe", OTHERS)
+def test_recipes_of_maps_clips_and_classes_read_data_that_have_them(recipe, fitting):
+  run = assemble(config_lib.load(f"{recipe}:smoke", {"data.train": fitting[recipe]}))
+  assert run.stream.record(0)["valid"] and run.eval_stream.record(0)["valid"]
+  assert "label" in run.stream.spec if recipe == "finetune/classify" else "label" not in run.stream.spec
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", (*OTHERS, "finetune/retrieve"))
+def test_they_train_and_evaluate(recipe, fitting, shards, tmp_path):
+  settings = {"data.train": fitting.get(recipe, shards), "total_steps": "1", "batch_size": "8"}
+  config = config_lib.load(f"{recipe}:smoke", settings)
+  for node in config["evals"].values():
+    if "batch_size" in node:
+      node["batch_size"] = 8
+  results = train_lib.train(config, str(tmp_path))
+  assert results and all(np.isfinite(list(results.values())))
 
 
 def test_held_out_data_and_tokenizer_that_are_given(shards, caplog):
@@ -84,6 +132,34 @@ def test_records_without_what_a_recipe_reads_say_what_is_missing(tmp_path):
   stream, _ = make_stream(config["data"], "data")
   with pytest.raises(Exception, match="SampleCaption.*the record has no 'caption'; it has image, label"):
     stream.spec
+
+
+@pytest.mark.slow
+def test_the_first_lines_of_the_documentation_on_a_folder_with_broken_files(tmp_path, monkeypatch, capsys):
+  """The five commands at the top of docs/data.md, with fewer steps."""
+  monkeypatch.chdir(tmp_path)
+  good = formats.write_pictures(tmp_path / "pictures", count=60)
+  for name, data in (("truncated", formats.picture(0)[:200]), ("empty", b""), ("text", b"not a picture")):
+    (tmp_path / "pictures" / f"{name}.jpg").write_bytes(data)
+    (tmp_path / "pictures" / f"{name}.txt").write_text("a red cube")
+  assert cli.main(["data", "inspect", good]) == 0
+  printed = capsys.readouterr().out
+  assert "JPEG RGB: 60" in printed and "broken  3 (4.76%)" in printed
+  for name in ("truncated", "empty", "text"):
+    assert f"{name}.jpg: " in printed
+  assert cli.main(["data", "inspect", good, "--config=contrastive/siglip:smoke"]) == 0
+  assert "of 32 tokens]" in (tmp_path / "data_inspect" / "inspect.html").read_text(encoding="utf-8")
+  assert cli.main(["train", "--config=contrastive/siglip:smoke", f"--config.data.train={good}", "--workdir=runs/mine",
+                   "--config.data.max_bad_fraction=0.2", "--config.total_steps=8", "--config.batch_size=16",
+                   "--config.evals.loss.batch_size=2"]) == 0
+  run = tmp_path / "runs" / "mine"
+  lines = (run / "metrics.jsonl").read_text()
+  assert "retrieval/i2t/R@1" in lines and (run / "report.html").exists()
+  capsys.readouterr()
+  assert cli.main(["eval", "--workdir=runs/mine"]) == 0
+  assert "step 8" in capsys.readouterr().out
+  (run / "report.html").unlink()
+  assert cli.main(["report", "--workdir=runs/mine"]) == 0 and (run / "report.html").exists()
 
 
 @pytest.mark.slow
