@@ -12,6 +12,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.nn.conv import by_rows
 from mmjax.nn.linear import KERNEL_INITS, Linear, logical
 from mmjax.nn.mlp import Mlp
 from mmjax.nn.names import check_choice
@@ -38,7 +39,8 @@ class DepthwiseConv(nn.Module):
                                           "kernel_width", None, "norm"),
                         (KERNEL, KERNEL, 1, width), jnp.float32)
     bias = self.param("bias", logical(nn.initializers.zeros, "norm"), (width,), jnp.float32)
-    return depthwise(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+    y = depthwise(by_rows(x.astype(self.dtype)), kernel.astype(self.dtype))
+    return by_rows(y + bias.astype(self.dtype))
 
 
 def _depthwise(x, kernel):

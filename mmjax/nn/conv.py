@@ -7,9 +7,20 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.nn.linear import logical
+from mmjax.parallel import mesh as mesh_lib
 
 GROUPS = 32  # of a group norm of enough channels (Wu and He 2018, arXiv:1803.08494)
 SMALLEST_GROUP = 4  # channels
+
+
+def by_rows(x):
+  """[B, H, W, C], which the mesh splits by its rows alone, as is its gradient.
+
+  Left to itself, XLA's partitioner splits channels as the parameters are and the height as tokens
+  are. With jax 0.10.2 it then adds up gradients of kernels wrongly, such as twice what they are,
+  where fsdp, tensor and sequence all have more than one device (`tests/nn/test_conv.py`).
+  """
+  return mesh_lib.constrain(x, ("batch", None, None, None))
 
 
 class Conv(nn.Module):
@@ -38,9 +49,9 @@ class Conv(nn.Module):
                         (self.size, self.size, x.shape[-1], self.width), jnp.float32)
     bias = self.param("bias", logical(nn.initializers.zeros, self.axis), (self.width,), jnp.float32)
     y = jax.lax.conv_general_dilated(
-        x.astype(self.dtype), kernel.astype(self.dtype), (self.stride, self.stride), "SAME",
+        by_rows(x.astype(self.dtype)), kernel.astype(self.dtype), (self.stride, self.stride), "SAME",
         dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    return y + bias.astype(self.dtype)
+    return by_rows(y + bias.astype(self.dtype))
 
 
 class GroupNorm(nn.Module):
