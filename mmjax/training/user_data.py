@@ -105,8 +105,9 @@ def _evaluators(nodes, source, labelled):
       left_out.append(name)  # of labels that the user's records do not have
       continue
     kept[name] = {**node, "label": "label"} if node.get("label") in BUILT_IN else node
-    if isinstance(node.get("data"), dict):
-      kept[name]["data"] = _with_source(node["data"], source, f"evals.{name}.data", labelled)
+    for key in ("data", "reference"):
+      if isinstance(node.get(key), dict):
+        kept[name] = {**kept[name], key: _with_source(node[key], source, f"evals.{name}.{key}", labelled)}
   if left_out:
     _log.info("evals: left out, for they read labels of the built-in data: %s", ", ".join(left_out))
   return kept
