@@ -27,7 +27,7 @@ FLOORS = {
     "mmjax.train": {"mmjax.training", "mmjax.config", "mmjax.data", "mmjax.optim",
                     "mmjax.parallel", "mmjax.report"},
     "mmjax.training": {"mmjax.objectives", "mmjax.config", "mmjax.data", "mmjax.optim",
-                       "mmjax.parallel", "mmjax.checkpoint", "mmjax.report", "mmjax.nn.resample"},
+                       "mmjax.parallel", "mmjax.checkpoint", "mmjax.report", "mmjax.nn.names", "mmjax.nn.resample"},
     "mmjax.evals": {"mmjax.data"},
     "mmjax.objectives": {"mmjax.models", "mmjax.nn", "mmjax.losses", "mmjax.masking",
                          "mmjax.targets", "mmjax.generate", "mmjax.optim.ema", "mmjax.parallel"},

@@ -110,7 +110,7 @@ def _look(source, looked_at):
       found.broken.append((index, f"{where}{where and ': '}{type(error).__name__}: {error}"[:300]))
       continue
     if isinstance(record.get("id"), (str, bytes)):
-      marks["id"][place] = hashes.exact(str(record["id"]).encode("utf-8", "surrogateescape"))
+      marks["id"][place] = hashes.exact(str(record["id"]).encode("utf-8", "surrogatepass"))
   return found, {"record": looked_at, **marks}
 
 

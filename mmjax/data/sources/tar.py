@@ -107,7 +107,7 @@ class Tar:
 
 def _text(value, key):
   try:
-    return value.decode("utf-8") if isinstance(value, bytes) else value
+    return value.decode("utf-8").strip() if isinstance(value, bytes) else value
   except UnicodeDecodeError as error:
     raise ValueError(f"the caption of {key} is not UTF-8: {error}") from error
 
