@@ -33,8 +33,10 @@ def test_of_ids_it_is_their_entropy():
     # Normalised patches have variance 1, of which the best constant explains a little; ids have at most ln K.
     ("mae", {"prediction": (0.5, 1.0)}), ("ijepa", {}),
     ("mage", {"cross_entropy": (2.0, 5.37)}),
-    ("multimae", {"image": (0.1, 2.0), "depth": (0.3, 1.0), "semantic": (0.3, 2.07)}),
-    ("fourm", {"depth": (1.0, 4.15), "image_tokens": (1.0, 4.15), "semantic": (0.3, 2.07), "text": (1.0, 4.0)}),
+    pytest.param("multimae", {"image": (0.1, 2.0), "depth": (0.3, 1.0), "semantic": (0.3, 2.07)},
+                 marks=pytest.mark.slow),
+    pytest.param("fourm", {"depth": (1.0, 4.15), "image_tokens": (1.0, 4.15), "semantic": (0.3, 2.07),
+                           "text": (1.0, 4.0)}, marks=pytest.mark.slow),
     pytest.param("vq", {"l1": (0.05, 1.0)}, marks=pytest.mark.slow)])
 def test_they_are_found_for_a_recipe(name, ranges):
   recipe = next(one for one in recipes.RECIPES if one.name == name)

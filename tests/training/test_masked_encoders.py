@@ -117,7 +117,7 @@ def test_features_of_a_run_are_those_of_its_averaged_encoder(tmp_path, objective
   node = {**objective, "encoder": {**ENCODER, "pool": "mean", "position": "sincos"}}
   image = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
   built = config_lib.build("mmjax.objectives", node, "objective")
-  params, state = mesh_lib.unbox(built.init(jax.random.key(0), {
+  params, state = mesh_lib.unbox(jax.jit(built.init)(jax.random.key(0), {
       "image": image, "global_views": np.stack([image, image], 1)}))
   teachers = jax.tree.map(lambda x: 1.5 * x + 0.01, built.teachers(params))
   (tmp_path / "config.json").write_text(json.dumps({"objective": node}))
@@ -125,7 +125,7 @@ def test_features_of_a_run_are_those_of_its_averaged_encoder(tmp_path, objective
     checkpointer.save(0, {"params": params, "state": state, "teachers": teachers})
   found = mmjax.features(*mmjax.load(str(tmp_path)), {"image": image}, want=("image/tokens",))
   average = teachers["encoder"] if teacher == "encoder" else teachers["teacher"]["encoder"]
-  pooled, _ = built.encoder.apply({"params": average}, image)
+  pooled, _ = jax.jit(built.encoder.apply)({"params": average}, image)
   np.testing.assert_allclose(found["image/pooled"], pooled, rtol=1e-5, atol=1e-6)
 
 
