@@ -175,39 +175,15 @@ def test_a_teacher_that_does_not_go_with_the_rest_is_refused_before_the_first_st
       make()
 
 
-@functools.cache
-def gradient(recipe, micro_batches=1, mesh=None):
+def gradient(recipe):
   objective, params, state = begin(recipe)
 
   @jax.jit
   def run(params, state, data):
     ctx = Context(jnp.int32(0), state, {}, seed=3)
-    return loss_and_grad(objective, ctx, params, data, micro_batches=micro_batches)
+    return loss_and_grad(objective, ctx, params, data, micro_batches=1)
 
-  if mesh is None:
-    return jax.device_get(run(params, state, batch()))
-  mesh = mesh_lib.make_mesh(data=mesh[0], fsdp=mesh[1])
-  boxed = jax.eval_shape(objective.init, jax.random.key(0), batch())
-  (params_at, state_at), _ = mesh_lib.tree_shardings(mesh, None, boxed)
-  assert any("fsdp" in str(leaf.spec) for leaf in jax.tree.leaves(state_at))
-  with mesh_lib.use(mesh):
-    return jax.device_get(run(jax.device_put(params, params_at), jax.device_put(state, state_at),
-                              jax.device_put(batch(), mesh_lib.batch_sharding(mesh))))
-
-
-def assert_same(ours, whole):
-  """Float32 sums in another order, relative to the largest entry of each array."""
-  assert np.isfinite(whole[1].loss) and whole[1].loss > 0
-  np.testing.assert_allclose(ours[1].loss, whole[1].loss, rtol=1e-5)
-  for x, y in zip(jax.tree.leaves(ours[0]), jax.tree.leaves(whole[0]), strict=True):
-    np.testing.assert_allclose(x, y, rtol=0, atol=2e-5 * max(np.abs(y).max(), 1e-3))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("how", [{"micro_batches": 4}, {"mesh": (2, 4)}], ids=["parts", "devices"])
-def test_a_step_is_that_of_its_micro_batches_and_of_eight_devices(recipe, how):
-  assert_same(gradient(recipe, **how), gradient(recipe))
+  return jax.device_get(run(params, state, batch()))
 
 
 @pytest.mark.slow
