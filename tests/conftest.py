@@ -28,6 +28,13 @@ def programs_of_runs_stay_with_them():
     compilation_cache.reset_cache()
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+  """For modules whose programs are small and run a few times: unoptimised, they compile twice as quickly."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item):

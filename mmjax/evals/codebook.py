@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from mmjax.evals import counts
+
 IDS, VOCABULARY = "image/ids", "image/vocabulary"
 
 
@@ -28,8 +30,7 @@ class Codebook:
   max_records: int | None = None
 
   def __post_init__(self):
-    if self.max_records is not None and self.max_records < 1:
-      raise ValueError(f"max_records: must be at least 1, or None for all, not {self.max_records}")
+    counts.check(self)
 
   def check(self, session) -> None:
     """Raises ConfigError if the objective makes no ids; nothing is computed."""

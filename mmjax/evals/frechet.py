@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmjax.evals import kept, token_pictures
+from mmjax.evals import counts, kept, token_pictures
 
 PICTURE = "image"
 
@@ -46,10 +46,7 @@ class Frechet:
   show: int = 8
 
   def __post_init__(self):
-    if self.max_records is not None and self.max_records < 2:
-      raise ValueError(f"max_records: must be at least 2, or None for all, not {self.max_records}")
-    if self.show < 0:
-      raise ValueError(f"show: must be at least 0, not {self.show}")
+    counts.check(self, least=2)
 
   def check(self, session) -> None:
     """Raises ConfigError at `encoder`, `pictures` or `feature`; nothing is computed."""

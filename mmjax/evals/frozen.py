@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mmjax.evals import kept
+from mmjax.evals import counts, kept
 
 # Added to a standard deviation before dividing by it, so that a constant feature does not become
 # noise; the value of big_vision's few-shot evaluator.
@@ -61,8 +61,7 @@ class Task:
   max_records: int | None = None
 
   def __post_init__(self):
-    if self.max_records is not None and self.max_records < 1:
-      raise ValueError(f"max_records: must be at least 1, or None for all, not {self.max_records}")
+    counts.check(self)
 
   def check(self, session) -> None:
     """Raises ConfigError at `feature`, `label` or `train` as far as nothing need be computed."""

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mmjax.evals import kept, token_pictures
+from mmjax.evals import counts, kept, token_pictures
 
 LOW_TO_HIGH = ((40, 20, 90), (30, 150, 140), (250, 230, 60))  # red, green, blue of levels 0, 1/2, 1
 
@@ -40,10 +40,7 @@ class Generate:
   def __post_init__(self):
     if not self.stages or not all(hasattr(stage, "modality") for stage in self.stages):
       raise ValueError('stages: give a list of {"name": "Stage", "modality": ...}, one at least')
-    if self.max_records is not None and self.max_records < 1:
-      raise ValueError(f"max_records: must be at least 1, or None for all, not {self.max_records}")
-    if self.show < 0:
-      raise ValueError(f"show: must be at least 0, not {self.show}")
+    counts.check(self)
 
   def check(self, session) -> None:
     """Raises ConfigError at `stages` or `data` if the model cannot make that from such records."""

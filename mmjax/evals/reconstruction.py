@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from mmjax.data import resampling
-from mmjax.evals import kept
+from mmjax.evals import counts, kept
 
 BEST = 100.0   # dB, of a reconstruction without error: eight bits give 59 at most
 FRAMES = 4     # of a clip that are shown
@@ -40,10 +40,7 @@ class Reconstruction:
   show: int = 8
 
   def __post_init__(self):
-    if self.max_records is not None and self.max_records < 1:
-      raise ValueError(f"max_records: must be at least 1, or None for all, not {self.max_records}")
-    if self.show < 0:
-      raise ValueError(f"show: must be at least 0, not {self.show}")
+    counts.check(self)
 
   def check(self, session) -> None:
     """Raises ConfigError if batches have no such input, or the model makes no pictures."""

@@ -420,12 +420,7 @@ MECHANISMS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """Each program runs once; twice as quick to compile as optimised ones."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 # These two compile for long, and those in `tests/objectives` say nearly the same of them quickly.

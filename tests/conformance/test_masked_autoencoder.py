@@ -31,12 +31,7 @@ HF = [("vit.embeddings.cls_token", "cls_token"),  # transformers' names -> those
       ("layernorm_after", "norm2"), ("attention.o_proj", "attn.proj")]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """The programs are small and run once; twice as quick to compile as optimised ones."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import types
 
-import jax
 import numpy as np
 import pytest
 
@@ -37,12 +36,7 @@ CHAIN = [{"name": "Stage", "modality": "depth", "steps": 2, "guidance": 2.0},
          {"name": "Stage", "modality": "colours", "steps": 2}, {"name": "Stage", "modality": "text"}]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """The programs are small and run once; twice as quick to compile as optimised ones."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

@@ -30,12 +30,7 @@ COLD = 1e-6  # a temperature at which only the likeliest id is drawn
 SEMANTIC = Stage("semantic", steps=1, temperature=COLD)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """The programs are small and run once; twice as quick to compile as optimised ones."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

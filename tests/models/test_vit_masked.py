@@ -16,12 +16,7 @@ VIDEO = jax.random.normal(jax.random.key(0), (2, 4, 16, 8, 3))    # 2 x 2 x 1 pa
 vit = functools.partial(ViT, patch=8, width=16, depth=2, heads=2, pool="mean")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """The programs are small and run once; twice as quick to compile as optimised ones."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def random_params(model, x):

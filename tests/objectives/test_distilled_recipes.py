@@ -83,12 +83,7 @@ def step_of(recipe, micro_batches=1, devices=1):
   return jax.jit(run)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """The programs are small and run once or twice; they compile twice as quickly unoptimised."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module", params=RECIPES)

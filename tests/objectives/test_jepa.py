@@ -51,12 +51,7 @@ def gradient(params, batch, micro_batches=1):
   return loss_and_grad(OBJECTIVE, context(params), params, batch, micro_batches=micro_batches)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """The programs are small and run once; quicker to compile than optimised ones."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

@@ -39,12 +39,7 @@ def gradient(objective, params, batch, micro_batches=1):
   return loss_and_grad(objective, ctx, params, batch, micro_batches=micro_batches)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """The programs are small and run a few times; quicker to compile than optimised ones."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

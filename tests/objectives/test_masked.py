@@ -31,12 +31,7 @@ HPM = {**MAE, "loss_predictor": DECODER, "mask": {"name": "hard_patch", "ratio":
 RECIPES = {"mae": MAE, "simmim": SIMMIM, "hpm": HPM}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """The programs are small and run once; twice as quick to compile as optimised ones."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def build(node):

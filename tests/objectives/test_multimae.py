@@ -58,12 +58,7 @@ def gradient(params, batch, micro_batches=1):
   return grads, outcome.loss, outcome.terms
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-  """The programs are small and run a few times; twice as quick to compile as optimised ones."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")
